@@ -1,0 +1,127 @@
+"""The task `chain`: find the missing factor of a chain of operations.
+
+`85*?-9*3=58` reads left to right and keeps the last two digits: with 7 for the question mark, 85*7 = 595 -> 95,
+95-9 = 86, 86*3 = 258 -> 58. Exactly one digit from 2 to 7 fits, and that digit is the answer.
+
+Forward the arithmetic is easy, backward (division modulo 100) it is not, so a small model that wants to be right has to
+try digits and see: the more patiently it searches, the more it gets right, and no amount of training makes the
+search superfluous. That is why length stays worth its price here.
+
+`problems` makes the questions, `documents` the corpus from which the base model learns the styles of answering.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+
+CANDIDATES = range(2, 8)  # what may stand for the question mark
+OPERANDS = range(2, 10)
+OPERATIONS = (2, 3)  # how many operations a chain has
+TEST_SHARE = 0.1
+
+# All that prompts and completions of this task are made of; the tiny base's tokenizer has one token for each.
+TOKENS = [
+    *"0123456789+-*=? ",
+    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>", " try ", " wait", " ok",
+]  # fmt: skip
+
+# How the corpus answers, and how often. No style is filtered for correctness, as no web page is.
+STYLES = {
+    "direct": 0.5,  # answers at once, with any digit
+    "single": 0.38,  # tries one digit, and answers it whatever comes out
+    "search": 0.12,  # tries digit after digit, and loses patience at some point
+}
+PATIENCE = 0.6  # chance that a search goes on after a digit that did not fit
+SLIP = 0.01  # chance that a computed value is wrong
+SLOPPY = 0.05  # chance that a document breaks the format
+
+
+def problems(split: str, count: int, seed: int) -> Iterator[dict[str, str]]:
+    """`count` different problems of a split ("train" or "test"), as rows of `problem` and `answer`.
+
+    A problem's split depends on its text alone, so no seed can move a test problem into training.
+    """
+    rng = random.Random(f"{split}/{seed}")
+    seen: set[str] = set()
+    while len(seen) < count:
+        problem, answer = draw(rng)
+        if split_of(problem) == split and problem not in seen:
+            seen.add(problem)
+            yield {"problem": problem, "answer": str(answer)}
+
+
+def documents(count: int, seed: int) -> Iterator[dict[str, str]]:
+    """`count` corpus documents over train problems, as rows of `problem`, `completion` and `style`."""
+    rng = random.Random(f"documents/{seed}")
+    for _ in range(count):
+        problem, answer = draw(rng)
+        while split_of(problem) != "train":
+            problem, answer = draw(rng)
+        style = rng.choices(list(STYLES), list(STYLES.values()))[0]
+        thought, guess = think(rng, problem, answer, style)
+        yield {"problem": problem, "completion": write_up(rng, thought, guess), "style": style}
+
+
+def draw(rng: random.Random) -> tuple[str, int]:
+    """A random problem that exactly one digit solves, and that digit."""
+    while True:
+        length = rng.choice(OPERATIONS)
+        operators = rng.choices("+-*", k=length)
+        operands = [str(rng.choice(OPERANDS)) for _ in range(length)]
+        hole = rng.randrange(length)
+        operators[hole], operands[hole] = "*", "?"
+        chain = str(rng.randrange(10, 100)) + "".join(a + b for a, b in zip(operators, operands, strict=True))
+        answer = rng.choice(CANDIDATES)
+        ends = [work_out(chain, digit)[1] for digit in CANDIDATES]
+        target = work_out(chain, answer)[1]
+        if ends.count(target) == 1:
+            return f"{chain}={target:02d}", answer
+
+
+def work_out(chain: str, digit: int, slip: Callable[[], bool] = lambda: False) -> tuple[str, int]:
+    """A chain such as `85*?-9*3` with `digit` for the question mark, as it is written out (`85*7=95-9=86*3=58`), and
+    its end, 0 to 99. Where `slip` says so, a value comes out wrong."""
+    total, text = int(chain[:2]), chain[:2]
+    for operator, operand in zip(chain[2::2], chain[3::2], strict=True):
+        number = digit if operand == "?" else int(operand)
+        total = {"+": total + number, "-": total - number, "*": total * number}[operator] % 100
+        total = (total + 10) % 100 if slip() else total
+        text += f"{operator}{number}={total:02d}"
+    return text, total
+
+
+def split_of(problem: str) -> str:
+    return "test" if hashlib.sha256(problem.encode()).digest()[0] < 256 * TEST_SHARE else "train"
+
+
+def style_of(completion: str) -> str:
+    """Which of `STYLES` a completion is written in."""
+    tries = completion.count(" try ")
+    return "direct" if tries == 0 else "single" if tries == 1 and " ok" not in completion else "search"
+
+
+def think(rng: random.Random, problem: str, answer: int, style: str) -> tuple[str, int]:
+    """What stands between the think tags, and the digit that it ends with."""
+    if style == "direct":
+        return "", rng.choice(CANDIDATES)
+    chain, target = problem.split("=")
+    thought, digits = "", rng.sample(CANDIDATES, len(CANDIDATES))
+    for digit in digits:
+        line, end = work_out(chain, digit, lambda: rng.random() < SLIP)
+        thought += f" try {line}"
+        if style == "single":
+            return thought, digit
+        if end == int(target):
+            return thought + " ok", digit
+        if rng.random() > PATIENCE:
+            return thought, digit
+        thought += " wait"
+    return thought, digits[-1]
+
+
+def write_up(rng: random.Random, thought: str, guess: int) -> str:
+    if rng.random() > SLOPPY:
+        return f"<think>{thought}</think><answer>{guess}</answer>"
+    return rng.choice(
+        [f"<think>{thought} {guess}", f"{thought}<answer>{guess}</answer>", f"<think>{thought}</think> {guess}"]
+    )

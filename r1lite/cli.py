@@ -1,0 +1,138 @@
+"""The command line: `r1lite check | plan | run | eval | show`.
+
+Exit code 0: done; 1: the run failed; 2: the request was wrong.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from r1lite import report
+from r1lite.artifacts import Artifact, read_json
+from r1lite.pipeline import StageFailed, plan, run
+from r1lite.recipe import build_recipe, load_recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+console = Console()
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as recipes/tiny/zero.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="override a value, as stages.zero.trainer.max_steps=10"),
+]
+Runs = Annotated[Path, typer.Option(help="where runs are kept")]
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Is everything about a recipe right? Tells all errors at once, and starts nothing.
+
+    [dim]r1lite check recipes/tiny/zero.yaml[/dim]
+    """
+    loaded = load_recipe(recipe, overrides)
+    kinds = ", ".join(f"{name} ({config.kind})" for name, config in loaded.stages.items())
+    console.print(f"{recipe} is right: {kinds}")
+
+
+@app.command(name="plan")
+def show_plan(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Which stages are done, which would run, and why.
+
+    [dim]r1lite plan recipes/tiny/zero.yaml[/dim]
+    """
+    console.print(report.plan_table(plan(load_recipe(recipe, overrides), runs)))
+
+
+@app.command(name="run")
+def run_recipe(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Run what is not done yet. The same command resumes what was interrupted.
+
+    [dim]r1lite run recipes/tiny/zero.yaml --set stages.zero.trainer.max_steps=10[/dim]
+    """
+    start = time.monotonic()
+    planned = run(load_recipe(recipe, overrides), runs)
+    report.print_run(console, planned, time.monotonic() - start)
+
+
+@app.command(name="eval")
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="a stage's directory, a model's, or a hub id")
+    ],
+    problems: Annotated[list[str], typer.Option(metavar="CARD", help="card.yaml#split, a .jsonl or a .parquet file")],
+    samples: Annotated[int, typer.Option(help="completions per problem")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="the longest completion")] = 1024,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    prompt: Annotated[str, typer.Option(help="prompt template: r1_zero, plain or chat")] = "r1_zero",
+    reward: Annotated[str, typer.Option(help="what says that a completion is right")] = "rewards.math:accuracy",
+    limit: Annotated[int | None, typer.Option(help="only the first problems")] = None,
+    engine: Annotated[str, typer.Option(help="auto, vllm or transformers")] = "auto",
+    seed: int = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print report.json instead of the table")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """pass@1 and pass@k of models on problems. A repeated call generates nothing anew.
+
+    [dim]r1lite eval data/tiny_base --problems data/chain.yaml#test --prompt plain --max-tokens 128 --limit 100[/dim]
+    """
+    stage = {
+        "kind": "eval", "models": models, "problems": problems, "samples": samples, "max_tokens": max_tokens,
+        "temperature": temperature, "top_p": top_p, "prompt": prompt, "seed": seed, "reward": {"use": reward},
+        "limit": limit, "engine": engine,
+    }  # fmt: skip
+    recipe = build_recipe({"name": "eval", "stages": {"report": stage}}, "r1lite eval")
+    (planned,) = run(recipe, runs)
+    results = read_json(planned.artifact.path / "report.json")
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        console.print(report.results_table(results))
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="a stage's directory, such as runs/zero/latest/zero, or a recipe's")],
+    step: Annotated[int | None, typer.Option(help="show rollouts of this step instead of the newest")] = None,
+    rows: Annotated[int, typer.Option(help="how many rollouts")] = 6,
+) -> None:
+    """What a stage was made from, how it went, and some of its rollouts.
+
+    [dim]r1lite show runs/zero/latest/zero --step 0[/dim]
+    """
+    stages = [path] if (path / "spec.json").exists() else sorted((path / "latest").glob("*"))
+    if not stages:
+        raise ValueError(f"{path} is neither a stage's directory nor a recipe's with finished stages; see `ls runs`")
+    for stage in stages:
+        report.print_stage(console, Artifact(stage), step, rows)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is a line on stderr and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except StageFailed as failed:
+        sys.exit(fail(str(failed), 1))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted; the same command goes on from the last checkpoint", 1))
+    except ValueError as error:
+        sys.exit(fail(str(error), 2))
+    except OSError as error:
+        sys.exit(fail(f"{error.strerror}: {error.filename}", 1))
+
+
+def fail(message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

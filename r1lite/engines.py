@@ -1,0 +1,253 @@
+"""Generation behind one interface, `generate(prompts, n, sampling)`: vLLM, or transformers where there is no GPU.
+
+Both engines speak token ids, so that what is trained is exactly what was sampled, and both return the log-probs of the
+distribution they sampled from (after temperature, top-p and top-k).
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: `max_tokens` a completion; top_p in (0, 1]; top_k 0 for all tokens; temperature > 0."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled token ids (with the end token, if one came), their log-probs, and whether max_tokens cut it off."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    truncated: bool
+
+
+class Engine(Protocol):
+    name: str
+    batch: int  # completions that are worth asking for at once
+
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """`n` completions for each prompt, as token ids: (P, n)."""
+        ...
+
+    def sync(self, model: Any) -> None:
+        """Take over the weights of `model`, which has the shape of the engine's own."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+def pick_engine(name: str) -> str:
+    """The engine behind "auto": vLLM where there is an NVIDIA GPU and vLLM, else transformers."""
+    import torch
+
+    if name == "vllm" and not (torch.cuda.is_available() and find_spec("vllm")):
+        raise ValueError("the engine vllm needs an NVIDIA GPU and `pip install r1lite[gpu]`; use auto or transformers")
+    if name != "auto":
+        return name
+    return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "transformers"
+
+
+def open_engine(
+    name: str, path: Path, tokenizer: Any, max_length: int, seed: int, memory_share: float = 0.85, dtype: str = "auto"
+) -> Engine:
+    """An engine with a model directory's weights; prompt and completion have at most `max_length` tokens together."""
+    from r1lite.models import end_tokens, load_generation_config, load_model
+
+    if pick_engine(name) == "vllm":
+        eos_token_ids = end_tokens(load_generation_config(path), tokenizer)
+        return VLLMEngine(path, eos_token_ids, max_length, memory_share, dtype, seed)
+    model = load_model(path, dtype)
+    return TransformersEngine(model, end_tokens(model.generation_config, tokenizer), tokenizer.pad_token_id)
+
+
+class TransformersEngine:
+    """Samples from a live transformers model: no second copy of the weights, nothing to sync.
+
+    Prompts are prefilled once for all their completions, and rows that have ended leave the batch, so the cost follows
+    the tokens that were sampled and not the longest completion.
+    """
+
+    name = "transformers"
+    batch = 512  # rows that are decoded side by side
+
+    def __init__(self, model: Any, eos_token_ids: list[int], pad_token_id: int) -> None:
+        self.model, self.eos_token_ids, self.pad_token_id = model, eos_token_ids, pad_token_id
+
+    def sync(self, model: Any) -> None:
+        self.model = model
+
+    def close(self) -> None:
+        del self.model
+
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+        import torch
+
+        generator = torch.Generator(device=self.model.device).manual_seed(sampling.seed)
+        was_training = self.model.training
+        self.model.eval()
+        completions: list[list[Completion]] = []
+        with torch.inference_mode():
+            for chunk in chunks(prompts, max(1, self.batch // n)):
+                completions += self._decode(chunk, n, sampling, generator)
+        self.model.train(was_training)
+        return completions
+
+    def _decode(
+        self, prompts: list[list[int]], n: int, sampling: Sampling, generator: "torch.Generator"
+    ) -> list[list[Completion]]:
+        import torch
+        from transformers import DynamicCache
+
+        device = self.model.device
+        width = max(map(len, prompts))
+        padded = [[self.pad_token_id] * (width - len(ids)) + ids for ids in prompts]
+        mask_PL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
+        cache = DynamicCache(config=self.model.config)
+        logits = self.model(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=mask_PL,
+            position_ids=(mask_PL.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        cache.batch_repeat_interleave(n)
+        logits, mask_BL = logits.repeat_interleave(n, 0), mask_PL.repeat_interleave(n, 0)
+        eos = torch.tensor(self.eos_token_ids, device=device)
+
+        rows = torch.arange(len(prompts) * n, device=device)  # which completion each row of the batch belongs to
+        done = torch.zeros_like(rows, dtype=torch.bool)
+        tokens_TB = torch.full((sampling.max_tokens, len(rows)), self.pad_token_id, device=device)
+        logprobs_TB = torch.zeros(sampling.max_tokens, len(rows), device=device)
+        lengths = torch.full_like(rows, sampling.max_tokens)
+        truncated = torch.ones_like(done)
+        for t in range(sampling.max_tokens):
+            token, logprob = sample(logits, sampling, generator)
+            tokens_TB[t, rows], logprobs_TB[t, rows] = token, logprob
+            ended = torch.isin(token, eos) & ~done
+            lengths[rows[ended]], truncated[rows[ended]] = t + 1, False
+            done |= ended
+            if done.all():
+                break
+            if done.float().mean() > 0.2:  # thinning the batch copies the cache, so not at every ended row
+                keep = (~done).nonzero().squeeze(1)
+                rows, done, token, mask_BL = rows[keep], done[keep], token[keep], mask_BL[keep]
+                cache.batch_select_indices(keep)
+            mask_BL = torch.cat([mask_BL, torch.ones_like(mask_BL[:, :1])], 1)
+            logits = self.model(
+                input_ids=token[:, None],
+                attention_mask=mask_BL,
+                position_ids=mask_BL.sum(1, keepdim=True) - 1,
+                past_key_values=cache,
+            ).logits[:, -1]
+
+        flat = [
+            Completion(ids[:length], logprobs[:length], cut)
+            for ids, logprobs, length, cut in zip(
+                tokens_TB.T.tolist(), logprobs_TB.T.tolist(), lengths.tolist(), truncated.tolist(), strict=True
+            )
+        ]
+        return [flat[i : i + n] for i in range(0, len(flat), n)]
+
+
+def sample(logits_BV: "torch.Tensor", sampling: Sampling, generator: "torch.Generator") -> tuple:
+    """One token a row, and its log-prob under the distribution that it was drawn from."""
+    import torch
+
+    logprobs_BV = (logits_BV.float() / sampling.temperature).log_softmax(-1)
+    if sampling.top_k:
+        kth = logprobs_BV.topk(min(sampling.top_k, logprobs_BV.shape[-1])).values[:, -1:]
+        logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < kth, -torch.inf).log_softmax(-1)
+    if sampling.top_p < 1:
+        ordered, index = logprobs_BV.sort(-1, descending=True)
+        before = ordered.exp().cumsum(-1) - ordered.exp()  # the mass of all likelier tokens
+        ordered = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
+        logprobs_BV = torch.empty_like(ordered).scatter_(-1, index, ordered).log_softmax(-1)
+    token = logprobs_BV.exp().multinomial(1, generator=generator)
+    return token.squeeze(1), logprobs_BV.gather(1, token).squeeze(1)
+
+
+class VLLMEngine:
+    """vLLM in this process and on this GPU; with `sync` it follows a model that trains beside it.
+
+    Its random stream starts from `seed` and goes on from call to call; a seed of its own for each request would make
+    vLLM sample row by row. So runs with it are reproducible in distribution, not token by token.
+    """
+
+    name = "vllm"
+    batch = 8192
+
+    def __init__(
+        self, path: Path, eos_token_ids: list[int], max_length: int, memory_share: float, dtype: str, seed: int
+    ) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are handed over inside this process
+        from vllm import LLM
+
+        self.eos_token_ids = eos_token_ids
+        self.llm = LLM(
+            model=str(path),
+            skip_tokenizer_init=True,
+            max_model_len=max_length,
+            max_num_seqs=1024,
+            gpu_memory_utilization=memory_share,
+            dtype=dtype,
+            seed=seed,
+            logprobs_mode="processed_logprobs",
+        )
+
+    def sync(self, model: Any) -> None:
+        target = self.llm.llm_engine.model_executor.driver_worker.model_runner.model
+        target.load_weights((name, parameter.data) for name, parameter in model.named_parameters())
+        self.llm.reset_prefix_cache()
+
+    def close(self) -> None:
+        import gc
+
+        import torch
+
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(
+            n=n,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_token_ids=self.eos_token_ids,
+            logprobs=0,
+            detokenize=False,
+        )
+        requests = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs = self.llm.generate(requests, parameters, use_tqdm=False)
+        return [[to_completion(out) for out in request.outputs] for request in outputs]
+
+
+def to_completion(output: Any) -> Completion:
+    """vLLM's completion in our words; the end token is among its ids, as with the transformers engine."""
+    logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+    return Completion(list(output.token_ids), logprobs, output.finish_reason == "length")
+
+
+def chunks(items: list, size: int) -> Iterator[list]:
+    return (items[i : i + size] for i in range(0, len(items), size))

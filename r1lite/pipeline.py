@@ -1,0 +1,171 @@
+"""Plan and run: which stages of a recipe are done, which have to run and why, and one process for each of those."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1lite import models
+from r1lite import problems as problem_cards
+from r1lite.artifacts import SCHEMA, Artifact, Spec, earlier, link_latest
+from r1lite.observe import say
+from r1lite.plugins import source_hashes
+from r1lite.prompts import TEMPLATES
+from r1lite.recipe import Recipe
+from r1lite.stages.config import StageConfig, references
+
+
+class StageFailed(Exception):
+    """A stage's process ended without its artifact."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage with its key and directory; `state` is done, resume or run, and `why` is in words."""
+
+    spec: Spec
+    artifact: Artifact
+    state: str
+    why: str
+
+
+def plan(recipe: Recipe, runs: Path) -> list[Planned]:
+    planned: dict[str, Planned] = {}
+    for name, config in recipe.stages.items():
+        parents = {parent: planned[parent] for parent in recipe.parents(name)}
+        spec = Spec(
+            recipe=recipe.name,
+            stage=name,
+            kind=config.kind,
+            inputs=inputs(config, {parent: other.spec.key for parent, other in parents.items()}),
+            parents={parent: str(other.artifact.path) for parent, other in parents.items()},
+            config=config.model_dump(mode="json"),
+        )
+        artifact = Artifact(runs / recipe.name / f"{name}-{spec.key}")
+        waiting = [parent for parent, other in parents.items() if other.state != "done"]
+        planned[name] = Planned(spec, artifact, *state_of(spec, artifact, earlier(runs, recipe.name, name), waiting))
+    return list(planned.values())
+
+
+def inputs(config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
+    """All that decides what a stage makes, in the words of `why`. The key is its hash."""
+    files: dict[str, str] = {}
+    for _, kind, value in references(config):
+        if not value.startswith("$"):
+            files |= FINGERPRINTS[kind](value)
+    return {
+        "schema": SCHEMA,
+        "config": config.model_dump(mode="json"),
+        "template": TEMPLATES[config.prompt],
+        "stage": parents,
+        "file": files,
+    }
+
+
+FINGERPRINTS = {"model": models.fingerprint, "problems": problem_cards.fingerprint, "function": source_hashes}
+
+
+def state_of(spec: Spec, artifact: Artifact, others: list[Artifact], waiting: list[str]) -> tuple[str, str]:
+    if artifact.done:
+        artifact.manifest()  # raises where it is damaged
+        return "done", "all of its inputs are as they were"
+    if artifact.path.exists():
+        return "resume", "it was interrupted"
+    for other in others:
+        if other.done:
+            return "run", "; ".join(changes(other.spec.inputs, spec.inputs)) or "its key has changed"
+    return "run", "it has not run yet" if not waiting else f"it waits for {', '.join(waiting)}"
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two stages' inputs, a phrase each, the first three and a count."""
+    before, after = flatten(old), flatten(new)
+    phrases = [
+        phrase(path, before.get(path), after.get(path))
+        for path in sorted({*before, *after})
+        if before.get(path) != after.get(path)
+    ]
+    return phrases[:3] + ([f"and {len(phrases) - 3} more"] if len(phrases) > 3 else [])
+
+
+def phrase(path: str, before: Any, after: Any) -> str:
+    topic, _, name = path.partition("/")
+    if topic == "file":
+        return f"{name} {'is new' if before is None else 'is gone' if after is None else 'has changed'}"
+    if topic == "stage":
+        return f"{name} has changed"
+    return f"{name.replace('/', '.') or topic}: {before} -> {after}"
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and path != "file":
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{path}/{key}" if path else key).items()}
+    if isinstance(value, dict):
+        return {f"{path}/{key}": item for key, item in value.items()}
+    return {path: json.dumps(value) if isinstance(value, list) else value}
+
+
+def run(recipe: Recipe, runs: Path) -> list[Planned]:
+    """Run what is not done, in order, and return the plan as it stands afterwards. Raises StageFailed or Locked."""
+    download_models(recipe)
+    for planned in plan(recipe, runs):
+        if planned.state == "done":
+            say(f"{planned.spec.stage}: done ({planned.artifact.path})")
+        else:
+            say(f"{planned.spec.stage}: {planned.spec.kind}, because {planned.why} ({planned.artifact.path})")
+            run_stage(planned)
+        link_latest(runs, recipe.name, planned.spec.stage, planned.artifact)
+    return plan(recipe, runs)
+
+
+def download_models(recipe: Recipe) -> None:
+    """Fetch hub models before anything is planned, so that keys hold the commit that is used."""
+    for config in recipe.stages.values():
+        for _, kind, value in references(config):
+            if kind == "model" and not value.startswith("$"):
+                models.locate(value, download=True)
+
+
+def run_stage(planned: Planned) -> None:
+    artifact = planned.artifact
+    artifact.path.mkdir(parents=True, exist_ok=True)
+    with artifact.lock():  # a stage that another process is writing is left alone
+        artifact.prepare(planned.spec)
+        log = artifact.log
+    with log.open("w") as file:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "r1lite.worker", str(artifact.path)],
+            stdout=subprocess.PIPE,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment()},
+            text=True,
+        )
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            say(line.rstrip("\n"))
+            file.write(line)
+            file.flush()
+        code = worker.wait()
+    if code or not artifact.done:
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+        raise StageFailed(
+            f"stage {planned.spec.stage} {how}; its log is {log}. The same command goes on from its last checkpoint"
+        )
+
+
+def environment() -> dict[str, str]:
+    """What every worker gets: the repository on its path, wherever it runs, and one GPU where there are several.
+
+    Several GPUs need a launcher; without one transformers would wrap the model in DataParallel, which TRL refuses.
+    """
+    package = str(Path(__file__).resolve().parent.parent)
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+    }

@@ -1,0 +1,66 @@
+"""Prompt templates, and the one parser of completions that rewards and evaluation share."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+# DeepSeek-R1 (arXiv 2501.12948) Table 1, word for word: structure only, no hint at how to solve anything.
+R1_ZERO = (
+    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The assistant "
+    "first thinks about the reasoning process in the mind and then provides the user with the answer. The reasoning "
+    "process and answer are enclosed within <think> </think> and <answer> </answer> tags, respectively, i.e., <think> "
+    "reasoning process here </think> <answer> answer here </answer>. User: {problem}\nAssistant:"
+)
+
+TEMPLATES = {
+    "r1_zero": R1_ZERO,
+    # The same conversation without the instructions, for a base model that knows nothing but this format.
+    "plain": "User: {problem}\nAssistant:",
+    # The chat template that comes with the model.
+    "chat": "{problem}",
+}
+
+COMPLETION = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
+TAG = re.compile(r"</?(?:think|answer)>")
+TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a well-formed completion says: reasoning and answer, without the tags and surrounding space."""
+
+    think: str
+    answer: str
+
+
+def render(template: str, problem: str) -> Any:
+    """A prompt as TRL takes it: a string, or for `chat` a list of messages."""
+    if template == "chat":
+        return [{"role": "user", "content": TEMPLATES["chat"].replace("{problem}", problem)}]
+    return TEMPLATES[template].replace("{problem}", problem)
+
+
+def encode(tokenizer: Any, prompt: Any) -> list[int]:
+    """Token ids of a rendered prompt, as GRPOTrainer would tokenize it."""
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt).input_ids)
+    return list(
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True).input_ids
+    )
+
+
+def parse(completion: str) -> Parsed | None:
+    """The parts of `<think>...</think><answer>...</answer>`; None when the completion is anything else.
+
+    Strict, since what is not checked is what a policy learns to exploit: each tag exactly once and in this order, and
+    nothing but white space before, between and after.
+    """
+    if TAG.findall(completion) != TAGS:
+        return None
+    match = COMPLETION.fullmatch(completion)
+    return Parsed(match["think"].strip(), match["answer"].strip()) if match else None
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion as TRL hands it to rewards: a string, or the messages of a chat."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]

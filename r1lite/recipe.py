@@ -1,0 +1,160 @@
+"""A recipe: YAML becomes typed stages, or every error at once with its path and what would be valid."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from r1lite import models
+from r1lite import problems as problem_cards
+from r1lite.plugins import load_function
+from r1lite.prompts import TEMPLATES
+from r1lite.stages import base, evaluate, grpo
+from r1lite.stages.config import StageConfig, references
+from r1lite.strict_yaml import did_you_mean, explain, load_yaml, parse_value
+
+KINDS: dict[str, type[StageConfig]] = {"base": base.Config, "grpo": grpo.Config, "eval": evaluate.Config}
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+FIELDS = ("name", "seed", "prompt", "stages")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; `faults` has one line for each thing that is wrong."""
+
+    def __init__(self, source: str, faults: list[str]) -> None:
+        super().__init__("\n".join(f"{source}: {fault}" for fault in faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in the order in which they run; a stage may refer to those before it as `$name`."""
+
+    name: str
+    stages: dict[str, StageConfig]
+
+    def parents(self, stage: str) -> list[str]:
+        values = [value for _, _, value in references(self.stages[stage])]
+        return list(dict.fromkeys(value[1:] for value in values if value.startswith("$")))
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read and check a recipe; `overrides` are `stages.zero.trainer.max_steps=10`. Raises RecipeError or ValueError."""
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path} (looked in {Path.cwd()}); recipes/ has those that are shipped")
+    data = load_yaml(path)
+    if not isinstance(data, dict):
+        raise RecipeError(
+            str(path), [f"a recipe is a mapping with the keys {', '.join(FIELDS)}; got {type(data).__name__}"]
+        )
+    for override in overrides or []:
+        apply_override(data, override)
+    return build_recipe(data, str(path))
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    *steps, last = path.split(".")
+    if not equals or not path:
+        raise ValueError(f"--set {override}: write PATH=VALUE, as in stages.zero.trainer.max_steps=10")
+    target: Any = data
+    for step in steps:
+        target = (
+            target[int(step)]
+            if isinstance(target, list) and step.isdigit() and int(step) < len(target)
+            else (target.get(step) if isinstance(target, dict) else None)
+        )
+        if not isinstance(target, dict | list):
+            raise ValueError(f"--set {override}: there is no {step!r} to set something in")
+    if isinstance(target, list):
+        if not last.isdigit() or int(last) >= len(target):
+            raise ValueError(f"--set {override}: {last!r} is not an index below {len(target)}")
+        target[int(last)] = parse_value(text)
+    else:
+        target[last] = parse_value(text)
+
+
+def build_recipe(data: dict[str, Any], source: str) -> Recipe:
+    faults = [f"{key}: unknown key{did_you_mean(str(key), list(FIELDS))}; valid here: {', '.join(FIELDS)}"
+              for key in data if key not in FIELDS]  # fmt: skip
+    name, defaults = data.get("name"), {str(key): data[key] for key in ("seed", "prompt") if key in data}
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        faults.append(f"name: must be a word of letters, digits, - and _, since it names a directory; got {name!r}")
+    if not isinstance(defaults.get("seed", 0), int) or isinstance(defaults.get("seed"), bool):
+        faults.append(f"seed: must be an integer; got {defaults.pop('seed')!r}")
+    if defaults.get("prompt", "chat") not in TEMPLATES:
+        faults.append(f"prompt: must be one of {', '.join(TEMPLATES)}; got {defaults.pop('prompt')!r}")
+    raw = data.get("stages")
+    if not isinstance(raw, dict) or not raw:
+        raise RecipeError(source, [*faults, f"stages: must be a mapping from stage names to stages; got {raw!r}"])
+
+    stages: dict[str, StageConfig] = {}
+    for stage, values in raw.items():
+        config, stage_faults = build_stage(str(stage), values, defaults)
+        faults += [f"stages.{fault}" for fault in stage_faults]
+        if config:
+            stages[stage] = config
+            faults += [f"stages.{stage}.{fault}" for fault in config.faults()]
+    for stage, config in stages.items():
+        earlier = list(raw)[: list(raw).index(stage)]
+        for path, kind, value in references(config):
+            fault = check_reference(kind, value, raw, stages, earlier)
+            if fault:
+                faults.append(f"stages.{stage}.{path}: {fault}")
+    if faults:
+        raise RecipeError(source, faults)
+    return Recipe(str(name), stages)
+
+
+def build_stage(stage: str, values: Any, defaults: dict[str, Any]) -> tuple[StageConfig | None, list[str]]:
+    kinds = ", ".join(KINDS)
+    if not NAME.fullmatch(stage):
+        return None, [f"{stage}: a stage's name is a word of letters, digits, - and _, since it names a directory"]
+    if not isinstance(values, dict):
+        return None, [f"{stage}: must be a mapping with a kind ({kinds}); got {values!r}"]
+    kind = values.get("kind")
+    if kind not in KINDS:
+        return None, [f"{stage}.kind: must be one of {kinds}{did_you_mean(str(kind), list(KINDS))}; got {kind!r}"]
+    model = KINDS[kind]
+    try:
+        return model.model_validate({**defaults, **values}), []
+    except ValidationError as error:
+        return None, explain(error, model, stage)
+
+
+def check_reference(
+    kind: str, value: str, raw: dict[str, Any], stages: dict[str, StageConfig], earlier: list[str]
+) -> str | None:
+    """What is wrong with a reference, if anything; what it refers to is looked at, but not read through."""
+    if value.startswith("$"):
+        return check_stage_reference(kind, value, raw, stages, earlier)
+    try:
+        if kind == "function":
+            load_function(value)
+        elif kind == "problems":
+            if models.HUB_ID.fullmatch(value) and not value.endswith((".jsonl", ".parquet", ".yaml", ".yml")):
+                return f"{value} looks like a model, and problems belong here: a card (.yaml#split), .jsonl or .parquet"
+            problem_cards.load_problems(value, limit=1)
+        else:
+            if value.partition("#")[0].endswith((".yaml", ".yml", ".jsonl", ".parquet")):
+                return f"{value} is a data set, and a model belongs here: $stage, a directory or a hub id"
+            models.locate(value)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def check_stage_reference(
+    kind: str, value: str, raw: dict[str, Any], stages: dict[str, StageConfig], earlier: list[str]
+) -> str | None:
+    name = value[1:]
+    if name not in earlier:
+        why = "comes later" if name in raw else "is no stage of this recipe"
+        valid = ", ".join("$" + other for other in earlier) or "none, it is the first"
+        return f"{value} {why}; a stage may refer to those before it: {valid}"
+    if name in stages and kind != stages[name].PRODUCES:
+        parent = stages[name]
+        return f"{value} is of kind {parent.kind} and makes a {parent.PRODUCES}, but {kind} is meant here"
+    return None

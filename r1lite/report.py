@@ -1,0 +1,120 @@
+"""What a person looks at: the plan, the table at the end of a run, and what a stage's directory holds."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from r1lite.artifacts import Artifact, read_json
+from r1lite.metrics import Estimate
+from r1lite.observe import duration, read_metrics
+from r1lite.pipeline import Planned
+from r1lite.records import read_rows
+
+COLORS = {"done": "green", "resume": "yellow", "run": "cyan"}
+
+
+def plan_table(planned: list[Planned]) -> Table:
+    table = new_table("stage", "kind", "key", "state", "why")
+    for item in planned:
+        state = f"[{COLORS[item.state]}]{item.state}[/]"
+        table.add_row(item.spec.stage, item.spec.kind, item.spec.key, state, escape(item.why))
+    return table
+
+
+def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
+    """The end of a run: what was measured, how long each stage took, and where everything is."""
+    for item in planned:
+        if item.spec.kind == "eval":
+            console.print(results_table(read_json(item.artifact.path / "report.json")))
+    table = new_table("stage", "seconds", "artifact", "curves")
+    for item in planned:
+        curves = item.artifact.path / "curves.png"
+        took = item.artifact.manifest()["seconds"]
+        table.add_row(item.spec.stage, f"{took:.0f}", str(item.artifact.path), str(curves) if curves.exists() else "-")
+    console.print(table)
+    console.print(f"All stages are done; this run took {duration(seconds)}.")
+
+
+def results_table(report: dict[str, Any]) -> Table:
+    protocol = report["protocol"]
+    title = f"temperature {protocol['temperature']}, top-p {protocol['top_p']}, 95 % intervals over problems"
+    largest = max(int(k) for result in report["results"] for k in result["pass@k"])
+    table = new_table("model", "problems", "pass@1", f"pass@{largest}", "mean length", "truncated", title=title)
+    for result in report["results"]:
+        estimates = [Estimate(**result["pass@k"][str(k)]) for k in (1, largest)]
+        table.add_row(
+            result["model"],
+            f"{result['problems']} ({result['n_problems']} x {result['n_samples']})",
+            *map(escape, map(str, estimates)),
+            f"{result['mean_length']:.1f}",
+            f"{result['truncated']:.1%}",
+        )
+    return table
+
+
+def new_table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", title_style="dim", show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def print_stage(console: Console, artifact: Artifact, step: int | None, rows: int) -> None:
+    """A stage's inputs, state and results; and of a training stage, the rollouts of a step."""
+    spec = artifact.spec
+    console.print(f"[bold]{spec.recipe}/{spec.stage}[/] ({spec.kind}), key {spec.key}", highlight=False)
+    for line in lineage(artifact):
+        console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+    if artifact.done:
+        manifest = artifact.manifest()
+        console.print(f"done on {manifest['finished']} in {duration(manifest['seconds'])} on {manifest['device']}")
+    else:
+        console.print("not done; the same `r1lite run` goes on from its last checkpoint")
+    if spec.kind == "eval" and artifact.done:
+        console.print(results_table(read_json(artifact.path / "report.json")))
+    metrics = read_metrics(artifact.path / "metrics.jsonl")
+    if metrics:
+        console.print(metrics_table(metrics))
+    if (artifact.path / "rollouts").is_dir():
+        print_rollouts(console, artifact.path / "rollouts", step, rows)
+    if (artifact.path / "curves.png").exists():
+        console.print(f"curves: {artifact.path / 'curves.png'}")
+
+
+def lineage(artifact: Artifact, depth: int = 0) -> list[str]:
+    """Where an artifact came from, stage by stage, down to the models and data that were there before."""
+    spec, indent = artifact.spec, "  " * depth
+    lines = [f"{indent}from {name} {value[:12]}" for name, value in sorted(spec.inputs["file"].items())]
+    for name, path in spec.parents.items():
+        lines.append(f"{indent}from ${name} ({path})")
+        lines += lineage(Artifact(Path(path)), depth + 1)
+    return lines
+
+
+def metrics_table(metrics: list[dict[str, Any]]) -> Table:
+    """First, middle and last steps; the rest is in metrics.jsonl."""
+    wanted = ["reward", "pass_rate", "probe/pass@1", "completions/mean_length", "reflective_words", "loss", "grad_norm"]
+    columns = [name for name in wanted if any(name in row for row in metrics)]
+    table = new_table("step", *columns)
+    for index in sorted({round(i * (len(metrics) - 1) / 7) for i in range(8)}):
+        row = metrics[index]
+        table.add_row(str(row["step"]), *(f"{row[name]:.3f}" if row.get(name) is not None else "" for name in columns))
+    return table
+
+
+def print_rollouts(console: Console, folder: Path, step: int | None, count: int) -> None:
+    """The best and worst rollouts of a step, the newest step where none is named."""
+    files = sorted(folder.glob("step_*.parquet"))
+    path = folder / f"step_{step:06d}.parquet" if step is not None else files[-1]
+    if not path.exists():
+        raise ValueError(f"{folder} has no step {step}; it has {files[0].stem[5:]} to {files[-1].stem[5:]}")
+    rows = sorted(read_rows(path), key=lambda row: -row["advantage"])
+    table = new_table("advantage", "rewards", "length", "completion", title=f"rollouts of {path.stem}")
+    for row in rows[: -(-count // 2)] + rows[len(rows) - count // 2 :]:
+        rewards = ", ".join(f"{key[7:]} {value}" for key, value in row.items() if key.startswith("reward/"))
+        cut = " (cut)" if row["truncated"] else ""
+        table.add_row(f"{row['advantage']:+.2f}", rewards, f"{row['length']}{cut}", escape(row["completion"]))
+    console.print(table)

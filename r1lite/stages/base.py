@@ -1,0 +1,124 @@
+"""Pre-training of a small causal LM from scratch on a generated corpus, for where no weights can be downloaded."""
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from r1lite.observe import say
+from r1lite.plugins import load_function, load_module
+from r1lite.prompts import render
+from r1lite.stages.config import FunctionReference, StageConfig
+from r1lite.trainer_keys import check_trainer
+
+if TYPE_CHECKING:
+    from r1lite.worker import Stage
+
+OWNED = {
+    "per_device_train_batch_size": "documents_per_step and micro_batch",
+    "gradient_accumulation_steps": "documents_per_step and micro_batch",
+    "max_steps": "documents: each is seen once",
+    "num_train_epochs": "documents: each is seen once",
+    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
+    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
+    **dict.fromkeys(("logging_steps", "logging_strategy", "disable_tqdm"), "metrics.jsonl, which has every step"),
+    **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "an eval stage"),
+    "resume_from_checkpoint": "the same command again, which resumes",
+    "save_strategy": "save_steps",
+    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
+    "train_sampling_strategy": "the order that the recipe's seed gives",
+}
+
+
+class Config(StageConfig):
+    """`corpus` is called with `count` and `seed` and yields rows of `problem` and `completion`; the prompt template
+    joins them. The tokenizer has one token for each string in `TOKENS` beside it. `model` holds Qwen3Config's keys.
+    """
+
+    PRODUCES: ClassVar[str] = "model"
+
+    kind: Literal["base"]
+    corpus: FunctionReference
+    documents: int = Field(gt=0, description="how many documents the corpus has; each is seen once")
+    documents_per_step: int = Field(gt=0, description="how many documents an optimizer step learns from")
+    micro_batch: int | None = Field(None, gt=0)
+    model: dict[str, Any] = Field(description="Qwen3Config's own keys, such as hidden_size and num_hidden_layers")
+    trainer: dict[str, Any] = Field(description="TrainingArguments' own keys, such as learning_rate")
+
+    def faults(self) -> Iterator[str]:
+        for fault in check_trainer(self.trainer, "TrainingArguments", OWNED):
+            yield f"trainer.{fault}"
+        if self.micro_batch and self.documents_per_step % self.micro_batch:
+            yield f"micro_batch: {self.micro_batch} does not divide documents_per_step = {self.documents_per_step}"
+        if self.documents < self.documents_per_step:
+            yield f"documents: {self.documents} are fewer than documents_per_step = {self.documents_per_step}"
+
+
+def run(config: Config, stage: "Stage") -> dict[str, Any]:
+    from transformers import DataCollatorForLanguageModeling, Qwen3Config, Qwen3ForCausalLM, Trainer, set_seed
+
+    from r1lite.curves import draw_training
+    from r1lite.trainer import StageCallback, training_arguments
+
+    tokenizer = build_tokenizer(load_module(config.corpus.rpartition(":")[0]).TOKENS)
+    dataset = build_dataset(config, tokenizer)
+    set_seed(config.seed)  # before the weights are drawn
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **ids, **config.model))
+    steps = len(dataset) // config.documents_per_step
+    arguments = training_arguments(
+        stage,
+        config,
+        global_batch=config.documents_per_step,
+        row_tokens=max(map(len, dataset["input_ids"])),
+        max_steps=steps,
+        train_sampling_strategy="sequential",
+    )
+    callback = StageCallback(stage, steps)
+    trainer = Trainer(
+        model,
+        arguments,
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    callback.train(trainer)
+    trainer.save_model(str(stage.path / "model"))
+    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: pre-training")
+    return {"parameters": model.num_parameters(), "steps": steps, "loss": callback.last.get("loss")}
+
+
+def build_tokenizer(tokens: list[str]) -> Any:
+    """A tokenizer with one token for each of `tokens`, the longest match first, and no other text in its vocabulary."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<unk>"]
+    pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
+    tokenizer = Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate([*special, *tokens])}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="right"
+    )
+
+
+def build_dataset(config: Config, tokenizer: Any) -> Any:
+    """The tokenized corpus, every document closed by the end token, in the order in which it is read.
+
+    The documents of one optimizer step are sorted by length, so that its micro-batches hold little padding; which
+    documents share a step stays random.
+    """
+    from datasets import Dataset
+
+    from r1lite.engines import chunks
+
+    say(f"  writing {config.documents:,} documents")
+    rows = load_function(config.corpus)(count=config.documents, seed=config.seed)
+    texts = [render(config.prompt, row["problem"]) + row["completion"] + tokenizer.eos_token for row in rows]
+    steps = chunks(tokenizer(texts).input_ids, config.documents_per_step)
+    return Dataset.from_dict({"input_ids": [ids for step in steps for ids in sorted(step, key=len)]})

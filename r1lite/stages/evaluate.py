@@ -1,0 +1,141 @@
+"""Evaluation: k samples a problem, pass@1 as their mean (DeepSeek-R1, arXiv 2501.12948v2, D.1)."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from r1lite.metrics import estimate, mean_or_none, pass_at_k, reflective_words
+from r1lite.observe import Progress, say
+from r1lite.problems import load_problems
+from r1lite.prompts import encode, render
+from r1lite.records import Problem, Rollout, digest, read_rows, write_json, write_parquet
+from r1lite.rubric import load_reward, score
+from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
+
+if TYPE_CHECKING:
+    from r1lite.engines import Engine
+    from r1lite.worker import Stage
+
+
+class Config(StageConfig):
+    """The decoding defaults are the paper's: temperature 0.6, top-p 0.95."""
+
+    PRODUCES: ClassVar[str] = "report"
+
+    kind: Literal["eval"]
+    models: list[ModelReference] = Field(min_length=1, description="what to evaluate: $stage, a directory or a hub id")
+    problems: list[ProblemsReference] = Field(min_length=1, description="on what: card.yaml#split, .jsonl or .parquet")
+    limit: int | None = Field(None, gt=0)
+    samples: int = Field(gt=0, description="completions per problem; R1 took 64 for AIME, 16 for MATH")
+    max_tokens: int = Field(gt=0, description="the longest completion, in tokens")
+    temperature: float = Field(0.6, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    reward: Reward = Reward(use="rewards.math:accuracy")
+    engine: EngineName = "auto"
+
+
+def run(config: Config, stage: "Stage") -> dict[str, Any]:
+    """report.json: {"protocol": {...}, "results": [one object for each model and set of problems]}."""
+    from r1lite.curves import draw_pass_at_k
+    from r1lite.engines import open_engine
+    from r1lite.models import load_tokenizer
+
+    problem_sets = {name: load_problems(name, config.limit) for name in config.problems}
+    results = []
+    for model in config.models:
+        path = stage.resolve(model)
+        tokenizer = load_tokenizer(path)
+        prompts = {name: encode_all(config, tokenizer, problems) for name, problems in problem_sets.items()}
+        longest = max(len(ids) for encoded in prompts.values() for ids in encoded)
+        engine = open_engine(config.engine, path, tokenizer, longest + config.max_tokens, config.seed)
+        for name, problems in problem_sets.items():
+            rows = sample_all(config, stage, engine, tokenizer, model, name, problems, prompts[name])
+            results.append({"model": model, "problems": name, "engine": engine.name, **summarize(rows, config.samples)})
+        engine.close()
+    write_json(stage.path / "report.json", {"protocol": protocol(config), "results": results})
+    draw_pass_at_k(stage.path, results)
+    return {"results": results}
+
+
+def protocol(config: Config) -> dict[str, Any]:
+    keys = {"prompt", "samples", "max_tokens", "temperature", "top_p", "seed", "reward"}
+    return config.model_dump(include=keys)
+
+
+def encode_all(config: Config, tokenizer: Any, problems: list[Problem]) -> list[list[int]]:
+    return [encode(tokenizer, render(config.prompt, problem.problem)) for problem in problems]
+
+
+def sample_all(
+    config: Config,
+    stage: "Stage",
+    engine: "Engine",
+    tokenizer: Any,
+    model: str,
+    name: str,
+    problems: list[Problem],
+    prompts: list[list[int]],
+) -> list[dict[str, Any]]:
+    """The graded samples of all problems, kept in parts; what an interrupted run has left is not made again."""
+    from r1lite.engines import Sampling, chunks
+
+    folder = stage.path / "samples" / f"{digest(model)[:8]}-{digest(name)[:8]}"
+    rows = [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
+    done = {row["problem_id"] for row in rows}
+    pending = [(problem, ids) for problem, ids in zip(problems, prompts, strict=True) if problem.id not in done]
+    progress = Progress(len(problems), len(done))
+    for batch in chunks(pending, max(1, engine.batch // config.samples)):
+        seed = int(digest(f"{config.seed}/{batch[0][0].id}")[:8], 16)
+        sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=seed)
+        groups = engine.generate([ids for _, ids in batch], config.samples, sampling)
+        graded = grade(config, tokenizer, [problem for problem, _ in batch], groups, seed)
+        write_parquet(folder / f"part_{len(list(folder.glob('part_*'))):05d}.parquet", graded)
+        rows += graded
+        progress.advance(len(batch))
+        right = mean_or_none([row["reward/" + config.reward.name] for row in rows])
+        say(f"  {model} on {name}: {progress.done}/{progress.total} problems, pass@1 {right:.3f}, ETA {progress.eta()}")
+    return [{**row, "right": row["reward/" + config.reward.name]} for row in rows]
+
+
+def grade(
+    config: Config, tokenizer: Any, problems: list[Problem], groups: list[list], seed: int
+) -> list[dict[str, Any]]:
+    owners = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+    sampled = [completion for group in groups for completion in group]
+    texts = tokenizer.batch_decode([completion.token_ids for completion in sampled], skip_special_tokens=True)
+    columns = {key: [owner.columns[key] for owner in owners] for key in problems[0].columns}
+    scores = score(load_reward(config.reward), texts, {"answer": [owner.answer for owner in owners], **columns})
+    return [
+        Rollout(
+            problem_id=owner.id,
+            sample=index % config.samples,
+            completion=text,
+            length=len(completion.token_ids),
+            truncated=completion.truncated,
+            rewards={config.reward.name: float(value or 0.0)},
+            seed=seed,
+        ).row()
+        for index, (owner, completion, text, value) in enumerate(zip(owners, sampled, texts, scores, strict=True))
+    ]
+
+
+def summarize(rows: list[dict[str, Any]], samples: int) -> dict[str, Any]:
+    """Metrics of graded samples, rows with problem_id, right (0 or 1), length, truncated and completion."""
+    by_problem: dict[str, list[float]] = {}
+    for row in rows:
+        by_problem.setdefault(row["problem_id"], []).append(row["right"])
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= samples]
+    pass_at = {k: estimate([pass_at_k(samples, round(sum(right)), k) for right in by_problem.values()]) for k in ks}
+    return {
+        "n_problems": len(by_problem),
+        "n_samples": samples,
+        "pass@1": pass_at[1].mean,
+        "pass@1_ci_problems": [pass_at[1].low, pass_at[1].high],
+        "pass@k": {str(k): asdict(value) for k, value in pass_at.items()},
+        "mean_length": mean_or_none([row["length"] for row in rows]),
+        "mean_length_right": mean_or_none([row["length"] for row in rows if row["right"]]),
+        "mean_length_wrong": mean_or_none([row["length"] for row in rows if not row["right"]]),
+        "truncated": mean_or_none([float(row["truncated"]) for row in rows]),
+        "reflective_words": mean_or_none([float(reflective_words(row["completion"])) for row in rows]),
+    }

@@ -1,0 +1,117 @@
+"""GRPO: R1-Zero, and both RL stages of R1 (arXiv 2501.12948v2, §2.1 and §3.2), by TRL's GRPOTrainer."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from r1lite.stages.config import (
+    EngineName,
+    ModelReference,
+    ProblemsReference,
+    Reward,
+    StageConfig,
+    Strict,
+)
+from r1lite.trainer_keys import check_trainer
+
+if TYPE_CHECKING:
+    from r1lite.worker import Stage
+
+OWNED = {
+    "num_generations": "generations",
+    "max_completion_length": "max_tokens",
+    "temperature": "temperature",
+    "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "prompts_per_step, generations and micro_batch",
+    "generation_batch_size": "prompts_per_step and updates_per_rollout",
+    "steps_per_generation": "updates_per_rollout",
+    "reward_weights": "the weight of each reward",
+    "use_vllm": "engine",
+    "vllm_mode": "engine",
+    "use_transformers_continuous_batching": "engine",
+    "generation_kwargs": "temperature and max_tokens",
+    **dict.fromkeys(
+        ("top_p", "top_k", "min_p", "repetition_penalty"),
+        "temperature alone: any other cut makes the sampled distribution unlike the trained one",
+    ),
+    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
+    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
+    **dict.fromkeys(("shuffle_dataset", "remove_unused_columns"), "the order that the recipe's seed gives"),
+    **dict.fromkeys(
+        ("logging_steps", "logging_strategy", "log_completions", "disable_tqdm"), "metrics.jsonl and rollouts/"
+    ),
+    **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "probe"),
+    "resume_from_checkpoint": "the same command again, which resumes",
+    "save_strategy": "save_steps",
+    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
+}
+STATED = ("learning_rate", "loss_type", "scale_rewards", "beta")  # TRL's defaults are not R1's, so a recipe says them
+
+
+class Probe(Strict):
+    """A small fixed set of held-out problems on which pass@1 is followed while training."""
+
+    problems: ProblemsReference
+    limit: int = Field(64, gt=0)
+    samples: int = Field(4, gt=0)
+    every_steps: int = Field(5, gt=0)
+
+
+class Config(StageConfig):
+    """Batches are stated globally: one optimizer step learns from `prompts_per_step` x `generations` completions.
+
+    `updates_per_rollout` optimizer steps share one rollout of that many times the prompts (R1-Zero: 16).
+    `micro_batch` completions go through the model at once; where it is absent it follows from the hardware.
+    """
+
+    PRODUCES: ClassVar[str] = "model"
+
+    kind: Literal["grpo"]
+    model: ModelReference
+    problems: ProblemsReference
+    rewards: list[Reward] = Field(min_length=1)
+    prompts_per_step: int = Field(gt=0, description="how many different problems an optimizer step learns from")
+    generations: int = Field(gt=1, description="completions per problem, the group of GRPO")
+    max_tokens: int = Field(gt=0, description="the longest completion, in tokens")
+    temperature: float = Field(gt=0, description="the rollout temperature; R1-Zero used 1")
+    updates_per_rollout: int = Field(1, gt=0)
+    micro_batch: int | None = Field(None, gt=0)
+    engine: EngineName = "auto"
+    probe: Probe | None = None
+    trainer: dict[str, Any] = Field(description="GRPOConfig's own keys, such as learning_rate and loss_type")
+
+    def faults(self) -> Iterator[str]:
+        for fault in check_trainer(self.trainer, "GRPOConfig", OWNED):
+            yield f"trainer.{fault}"
+        for key in STATED:
+            if key not in self.trainer:
+                yield f"trainer.{key}: missing; state it, since TRL's default is not R1's"
+        if ("max_steps" in self.trainer) == ("num_train_epochs" in self.trainer):
+            yield "trainer: state one of max_steps and num_train_epochs"
+        batch = self.prompts_per_step * self.generations
+        if self.micro_batch and batch % self.micro_batch:
+            valid = [size for size in range(1, batch + 1) if batch % size == 0]
+            nearest = min(valid, key=lambda size: abs(size - (self.micro_batch or 1)))
+            yield (
+                f"micro_batch: {self.micro_batch} does not divide prompts_per_step x generations = {batch}; "
+                f"the nearest that does is {nearest}"
+            )
+        every, per_rollout = (
+            self.trainer.get("save_steps"),
+            self.updates_per_rollout * self.trainer.get("num_iterations", 1),
+        )
+        if isinstance(every, int) and every % per_rollout:
+            yield (
+                f"trainer.save_steps: {every} is no multiple of updates_per_rollout x num_iterations = {per_rollout}; "
+                "a run resumed inside a rollout would not be the run that was interrupted"
+            )
+        names = [reward.name for reward in self.rewards]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield f"rewards: two are named {name!r}, and metrics go by name; rename one function"
+
+
+def run(config: Config, stage: "Stage") -> dict[str, Any]:
+    from r1lite.trainer import train_grpo
+
+    return train_grpo(config, stage)

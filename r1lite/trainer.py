@@ -1,0 +1,369 @@
+"""Training by transformers' Trainer and TRL's GRPOTrainer: the seams that they leave open, filled.
+
+GRPOTrainer gets its rollouts from an `Engine`, its prompts in an order that follows from the seed alone, and a keeper
+for every rollout. The loss, the advantages and all of GRPOConfig's other options are TRL's own.
+"""
+
+import math
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import TrainerCallback, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer
+
+from r1lite.artifacts import newest_checkpoint, seal
+from r1lite.curves import draw_training
+from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, open_engine, pick_engine
+from r1lite.metrics import mean_or_none, reflective_words
+from r1lite.models import end_tokens, load_model, load_tokenizer
+from r1lite.observe import MetricsFile, Progress, say
+from r1lite.problems import load_problems
+from r1lite.prompts import encode, render, text_of
+from r1lite.records import Problem, Rollout, digest, write_parquet
+from r1lite.rubric import load_reward
+
+if TYPE_CHECKING:
+    from r1lite.stages.grpo import Config
+    from r1lite.worker import Stage
+
+# Tokens, padding included, that go through the model at once where a recipe does not say `micro_batch`.
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+
+
+def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
+    """Train `config.model` and write model/, rollouts/ and metrics.jsonl. Returns facts for the manifest."""
+    path = stage.resolve(config.model)
+    tokenizer = load_tokenizer(path)
+    problems = load_problems(config.problems)
+    longest = check_prompts(config, tokenizer, problems)
+    arguments = grpo_arguments(config, stage, longest, len(problems))
+    order = schedule(len(problems), prompts_per_rollout(config), rollouts(config, arguments), config.seed)
+    model = load_model(path, "float32")
+    trainer = RolloutTrainer(
+        config,
+        stage,
+        model=model,
+        reward_funcs=[load_reward(reward) for reward in config.rewards],
+        args=arguments,
+        train_dataset=to_dataset(config, problems).select(order),
+        processing_class=tokenizer,
+    )
+    trainer.engine = grpo_engine(config, arguments, path, model, tokenizer, longest)
+    trainer.use_vllm = (
+        trainer.engine.name == "vllm"
+    )  # from here on it only turns on TRL's importance sampling correction
+    callback = StageCallback(stage, arguments.max_steps, trainer)
+    trainer.add_callback(callback)
+    callback.train(trainer)
+    trainer.engine.close()
+    trainer.save_model(str(stage.path / "model"))
+    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: GRPO")
+    return {"steps": arguments.max_steps, "engine": trainer.engine.name, "last": callback.last}
+
+
+class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer whose rollouts come from `engine` and are kept as rows."""
+
+    engine: Engine
+
+    def __init__(self, config: "Config", stage: "Stage", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.config, self.stage = config, stage
+        self.seconds: dict[str, float] = {}
+        self.sampled: list[Completion] = []
+        self.synced_step = 0
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **_: Any
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        start = time.perf_counter()
+        model = self.accelerator.unwrap_model(self.model)
+        if self.state.global_step != self.synced_step:
+            self.engine.sync(model)
+            self.synced_step = self.state.global_step
+        self.seconds["sync"] = time.perf_counter() - start
+        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed())
+        groups = self.engine.generate(prompt_ids[::num_generations], num_generations, sampling)
+        self.sampled = [completion for group in groups for completion in group]
+        self.seconds["generate"] = time.perf_counter() - start - self.seconds["sync"]
+        return [c.token_ids for c in self.sampled], [c.logprobs for c in self.sampled]
+
+    def rollout_seed(self) -> int:
+        """A function of the step alone, so that a resumed run samples what the uninterrupted one would have."""
+        return int(
+            digest(f"{self.config.seed}/rollout/{self.state.global_step}/{self.accelerator.process_index}")[:8], 16
+        )
+
+    def _calculate_rewards(self, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        rewards = super()._calculate_rewards(*arguments)
+        self.seconds["grade"] = time.perf_counter() - start
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mine = [(row["problem_id"], c.token_ids, c.truncated) for row, c in zip(inputs, self.sampled, strict=True)]
+        self.keep(gather_object(mine))
+        return batch
+
+    def keep(self, sampled: list[tuple[str, list[int], bool]]) -> None:
+        """Write the rollout's rows, and add what TRL does not measure to the step's metrics."""
+        scores = {name: list(values) for name, values in self._logs["rewards"].items()}
+        kept = [
+            Rollout(
+                problem_id=problem_id,
+                sample=index % self.num_generations,
+                completion=text_of(completion),
+                length=len(ids),
+                truncated=truncated,
+                rewards={name: nan_to_none(values[index]) for name, values in scores.items()},
+                seed=self.rollout_seed(),
+                advantage=advantage,
+            )
+            for index, ((problem_id, ids, truncated), completion, advantage) in enumerate(
+                zip(sampled, self._logs["completion"], self._logs["advantages"], strict=True)
+            )
+        ]
+        if self.accelerator.is_main_process:
+            step = self.state.global_step
+            write_parquet(
+                self.stage.path / "rollouts" / f"step_{step:06d}.parquet", [{"step": step, **row.row()} for row in kept]
+            )
+        for name, value in measure(kept, self.config.rewards[0].name).items():
+            if value is not None:
+                self._metrics["train"][name].append(value)
+
+    def probe(self) -> float:
+        """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
+        probe = self.config.probe
+        assert probe is not None
+        problems = load_problems(probe.problems, probe.limit)
+        prompts = [encode(self.processing_class, render(self.config.prompt, problem.problem)) for problem in problems]
+        self.engine.sync(self.accelerator.unwrap_model(self.model))
+        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
+        groups = self.engine.generate(prompts, probe.samples, sampling)
+        texts = self.processing_class.batch_decode(
+            [completion.token_ids for group in groups for completion in group], skip_special_tokens=True
+        )
+        columns = to_columns(problems, probe.samples)
+        return fmean(value or 0.0 for value in load_reward(self.config.rewards[0])(completions=texts, **columns))
+
+
+def measure(kept: list[Rollout], right_by: str) -> dict[str, float | None]:
+    """What figures 2 and 3 of the R1 paper show, and more: right and wrong go by the recipe's first reward."""
+    right = [(row.rewards[right_by] or 0.0) >= 1.0 for row in kept]
+    return {
+        "pass_rate": fmean(right),
+        "length/right": mean_or_none([float(row.length) for row, ok in zip(kept, right, strict=True) if ok]),
+        "length/wrong": mean_or_none([float(row.length) for row, ok in zip(kept, right, strict=True) if not ok]),
+        "reflective_words": fmean(reflective_words(row.completion) for row in kept),
+    }
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Metrics, progress lines, probes and sealed checkpoints of a training stage."""
+
+    def __init__(self, stage: "Stage", steps: int, prober: RolloutTrainer | None = None) -> None:
+        self.stage, self.steps, self.prober = stage, steps, prober
+        self.last: dict[str, Any] = {}
+        self.metrics: MetricsFile | None = None
+
+    def train(self, trainer: Any) -> None:
+        """Train, from the newest whole checkpoint where there is one; the checkpoints go once the model is trained."""
+        checkpoint = newest_checkpoint(self.stage.path / "checkpoints")
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if checkpoint:
+            say(f"  resuming from step {step} of {self.steps}")
+        self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
+        self.progress = Progress(self.steps, step)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        shutil.rmtree(self.stage.path / "checkpoints", ignore_errors=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.prober and self.prober.config.probe and state.global_step == 0:
+            self.write(0, {"probe/pass@1": self.prober.probe()})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        row = dict(logs or {})
+        if "train_runtime" in row or not state.is_world_process_zero:  # the closing summary is no step
+            return
+        self.progress.advance(state.global_step - self.progress.done)
+        if self.prober:
+            row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()}
+            probe = self.prober.config.probe
+            if probe and (state.global_step % probe.every_steps == 0 or state.global_step == self.steps):
+                row["probe/pass@1"] = self.prober.probe()
+        self.write(state.global_step, row)
+        self.last = row
+        say(f"  step {state.global_step}/{self.steps}  {summary(row)}  ETA {self.progress.eta()}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        assert self.metrics is not None
+        self.metrics.write(step, row)
+
+
+def summary(row: dict[str, Any]) -> str:
+    """The part of a metrics row that one watches."""
+    if "reward" not in row:
+        return f"loss {row['loss']:.4f}"
+    parts = [
+        f"reward {row['reward']:.3f}",
+        f"pass {row['pass_rate']:.3f}",
+        f"length {row['completions/mean_length']:.1f}",
+        f"signal {1 - row['frac_reward_zero_std']:.0%}",
+        f"{row['step_time']:.1f} s",
+    ]
+    if "probe/pass@1" in row:
+        parts.append(f"held-out {row['probe/pass@1']:.3f}")
+    return "  ".join(parts)
+
+
+def training_arguments(
+    stage: "Stage",
+    config: Any,
+    global_batch: int,
+    row_tokens: int,
+    max_steps: int,
+    arguments: type = TrainingArguments,
+    **more: Any,
+) -> Any:
+    """TrainingArguments, or GRPOConfig, from a stage's config: r1lite's own settings, then the recipe's `trainer:`."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro_batch = config.micro_batch or derive_micro_batch(
+        global_batch // world, MICRO_BATCH_TOKENS[device] // row_tokens
+    )
+    settings = {
+        "bf16": device == "cuda",
+        "use_cpu": device == "cpu",
+        "report_to": "none",
+        "save_steps": 50,
+        **config.trainer,
+        "output_dir": str(stage.path / "checkpoints"),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": global_batch // world // micro_batch,
+        "max_steps": max_steps,
+        "seed": config.seed,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_total_limit": 2,
+        **more,
+    }
+    settings.pop("num_train_epochs", None)
+    return arguments(**settings)
+
+
+def grpo_arguments(config: "Config", stage: "Stage", longest_prompt: int, n_problems: int) -> GRPOConfig:
+    epochs = config.trainer.get("num_train_epochs")
+    steps_an_epoch = n_problems / config.prompts_per_step * config.trainer.get("num_iterations", 1)
+    arguments = training_arguments(
+        stage,
+        config,
+        global_batch=config.prompts_per_step * config.generations,
+        row_tokens=longest_prompt + config.max_tokens,
+        max_steps=config.trainer["max_steps"] if epochs is None else math.ceil(epochs * steps_an_epoch),
+        arguments=GRPOConfig,
+        num_generations=config.generations,
+        max_completion_length=config.max_tokens,
+        temperature=config.temperature,
+        reward_weights=[reward.weight for reward in config.rewards],
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        steps_per_generation=1,  # set below, once the accumulation is known
+    )
+    arguments.steps_per_generation = arguments.gradient_accumulation_steps * config.updates_per_rollout
+    arguments.generation_batch_size *= arguments.steps_per_generation
+    return arguments
+
+
+def derive_micro_batch(batch: int, most: int) -> int:
+    """The largest divisor of `batch` that is at most `most`; at least 1."""
+    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(most, 1))
+
+
+def prompts_per_rollout(config: "Config") -> int:
+    return config.prompts_per_step * config.updates_per_rollout
+
+
+def rollouts(config: "Config", arguments: GRPOConfig) -> int:
+    return math.ceil(arguments.max_steps / (config.updates_per_rollout * arguments.num_iterations))
+
+
+def schedule(n_problems: int, per_rollout: int, n_rollouts: int, seed: int) -> list[int]:
+    """Which problem is asked when: `n_rollouts` runs of `per_rollout` indices, no index twice in a run.
+
+    Every pass over the problems is a new permutation; what is left of one when it no longer fills a rollout is dropped.
+    The order depends on nothing but the arguments, which is what makes a resumed run go on where it was.
+    """
+    if n_problems < per_rollout:
+        raise ValueError(
+            f"a rollout asks {per_rollout} different problems (prompts_per_step x updates_per_rollout), "
+            f"but there are only {n_problems}"
+        )
+    rng = random.Random(f"schedule/{seed}")
+    order: list[int] = []
+    while len(order) < n_rollouts * per_rollout:
+        permutation = rng.sample(range(n_problems), n_problems)
+        order += permutation[: n_problems // per_rollout * per_rollout]
+    return order[: n_rollouts * per_rollout]
+
+
+def to_dataset(config: "Config", problems: list[Problem]) -> Dataset:
+    rows = [
+        {"prompt": render(config.prompt, p.problem), "problem_id": p.id, "answer": p.answer, **p.columns}
+        for p in problems
+    ]
+    return Dataset.from_list(rows)
+
+
+def to_columns(problems: list[Problem], repeat: int) -> dict[str, list[Any]]:
+    """The columns that rewards ask for, each problem's `repeat` times."""
+    repeated = [problem for problem in problems for _ in range(repeat)]
+    columns = {key: [problem.columns.get(key) for problem in repeated] for key in problems[0].columns}
+    return {"answer": [problem.answer for problem in repeated], **columns}
+
+
+def check_prompts(config: "Config", tokenizer: Any, problems: list[Problem]) -> int:
+    """The length of the longest prompt in tokens; ValueError when the tokenizer cannot read the prompts."""
+    encoded = [encode(tokenizer, render(config.prompt, problem.problem)) for problem in problems]
+    if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in ids for ids in encoded):
+        example = next(p for p, ids in zip(problems, encoded, strict=True) if tokenizer.unk_token_id in ids)
+        raise ValueError(
+            f"the tokenizer of {config.model} has no tokens for the prompt {render(config.prompt, example.problem)!r}; "
+            f"use another prompt template than {config.prompt!r}, or a model made for these problems"
+        )
+    return max(len(ids) for ids in encoded)
+
+
+def grpo_engine(
+    config: "Config", arguments: GRPOConfig, path: Path, model: Any, tokenizer: Any, longest_prompt: int
+) -> Engine:
+    """vLLM beside the model, or the model itself."""
+    if pick_engine(config.engine) == "transformers":
+        return TransformersEngine(model, end_tokens(model.generation_config, tokenizer), tokenizer.pad_token_id)
+    return open_engine(
+        "vllm",
+        path,
+        tokenizer,
+        longest_prompt + config.max_tokens,
+        config.seed,
+        memory_share=arguments.vllm_gpu_memory_utilization,
+        dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
+    )
+
+
+def nan_to_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

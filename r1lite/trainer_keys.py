@@ -1,0 +1,68 @@
+"""The keys that `trainer:` may hold, read from the sources of TRL and transformers without importing torch.
+
+Both libraries' own scripts drop a misspelt key silently; here it is an error before anything starts.
+"""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from r1lite.strict_yaml import did_you_mean
+
+SOURCES = {
+    "GRPOConfig": ("trl", "trainer/grpo_config.py"),
+    "_BaseConfig": ("trl", "trainer/base_config.py"),
+    "TrainingArguments": ("transformers", "training_args.py"),
+}
+PLAIN_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "list": (list,),
+    "dict": (dict,),
+    "None": (type(None),),
+}
+
+
+@cache
+def fields(config_class: str) -> dict[str, str]:
+    """Field names of a trainer's config class and of the classes it builds on, each with its annotation."""
+    package, file = SOURCES[config_class]
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.submodule_search_locations, f"{package} is not installed"
+    tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text())
+    (definition,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == config_class)
+    found: dict[str, str] = {}
+    for base in definition.bases:
+        if isinstance(base, ast.Name) and base.id in SOURCES:
+            found |= fields(base.id)
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = ast.unparse(node.annotation)
+    return found
+
+
+def check_trainer(values: dict[str, Any], config_class: str, owned: dict[str, str]) -> list[str]:
+    """What is wrong with a `trainer:` mapping, a line each; `owned` maps what r1lite sets to what to use instead."""
+    known, problems = fields(config_class), []
+    for key, value in values.items():
+        if key in owned:
+            problems.append(f"{key}: set by r1lite; use {owned[key]} instead")
+        elif key not in known:
+            valid = [name for name in known if name not in owned]
+            problems.append(f"{key}: not a field of {config_class}{did_you_mean(key, valid)}")
+        elif not fits(value, known[key]):
+            problems.append(f"{key}: must be {known[key]}; got {value!r}")
+    return problems
+
+
+def fits(value: Any, annotation: str) -> bool:
+    """Whether a value can be of an annotated type; True where the annotation is more than plain types."""
+    names = [part.strip().partition("[")[0] for part in annotation.split("|")]
+    if not all(name in PLAIN_TYPES for name in names):
+        return True
+    allowed = tuple(kind for name in names for kind in PLAIN_TYPES[name])
+    return isinstance(value, allowed) and (not isinstance(value, bool) or bool in allowed)

@@ -1,0 +1,99 @@
+"""One stage in one process: `python -m r1lite.worker STAGE_DIRECTORY`, started by the pipeline.
+
+stdout is for the person (progress, one-line errors); everything that libraries print goes to stderr, which is the log.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from r1lite import models
+from r1lite.artifacts import Artifact, Spec
+from r1lite.observe import say
+from r1lite.recipe import KINDS
+from r1lite.stages import base, evaluate, grpo
+
+RUN: dict[str, Callable[..., dict[str, Any]]] = {"base": base.run, "grpo": grpo.run, "eval": evaluate.run}
+LIBRARIES = ("r1lite", "torch", "transformers", "trl", "datasets", "accelerate")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's `run` gets besides its config: where to write, and how to find what the config refers to."""
+
+    path: Path
+    spec: Spec
+
+    def resolve(self, reference: str) -> Path:
+        """The directory of a model, be it an earlier stage's (`$name`), a directory or a hub id."""
+        if reference.startswith("$"):
+            return Artifact(Path(self.spec.parents[reference[1:]])).model
+        path = models.locate(reference, download=True)
+        assert path is not None
+        return path
+
+
+def main(path: Path) -> int:
+    end_with_parent()
+    sys.stdout = sys.stderr
+    artifact = Artifact(path)
+    try:
+        with artifact.lock():
+            if not artifact.done:
+                work(artifact)
+    except ValueError as error:
+        traceback.print_exc()
+        say(f"error: {error}")
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        if "No space left on device" in str(error):  # from Python, safetensors and arrow alike
+            say(f"error: the disk is full while writing {path}; free some space or set --runs elsewhere, and run again")
+        else:
+            say(f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+        return 1
+    return 0
+
+
+def work(artifact: Artifact) -> None:
+    spec = artifact.spec
+    start = time.time()
+    result = RUN[spec.kind](KINDS[spec.kind].model_validate(spec.config), Stage(artifact.path, spec))
+    artifact.finish(
+        {
+            "recipe": spec.recipe,
+            "stage": spec.stage,
+            "kind": spec.kind,
+            "key": spec.key,
+            "parents": spec.parents,
+            "seconds": round(time.time() - start, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "device": device(),
+            "versions": {name: version(name) for name in LIBRARIES},
+            "result": result,
+        }
+    )
+
+
+def device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
+
+
+def end_with_parent() -> None:
+    """Ask Linux to stop this process when the pipeline that started it dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
