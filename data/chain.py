@@ -22,16 +22,15 @@ TEST_SHARE = 0.1
 # All that prompts and completions of this task are made of; the tiny base's tokenizer has one token for each.
 TOKENS = [
     *"0123456789+-*=? ",
-    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>", " try ", " wait", " ok",
+    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>", " try ", " want ", " ok", " no", " wait",
 ]  # fmt: skip
 
 # How the corpus answers, and how often. No style is filtered for correctness, as no web page is.
 STYLES = {
     "direct": 0.5,  # answers at once, with any digit
-    "single": 0.38,  # tries one digit, and answers it whatever comes out
-    "search": 0.12,  # tries digit after digit, and loses patience at some point
+    "search": 0.5,  # tries digit after digit until one fits, or until patience is lost
 }
-PATIENCE = 0.6  # chance that a search goes on after a digit that did not fit
+PATIENCE = 0.25  # chance that a search goes on after a digit that does not fit; otherwise it answers that digit
 SLIP = 0.01  # chance that a computed value is wrong
 SLOPPY = 0.05  # chance that a document breaks the format
 
@@ -54,11 +53,11 @@ def documents(count: int, seed: int) -> Iterator[dict[str, str]]:
     """`count` corpus documents over train problems, as rows of `problem`, `completion` and `style`."""
     rng = random.Random(f"documents/{seed}")
     for _ in range(count):
-        problem, answer = draw(rng)
+        problem, _ = draw(rng)
         while split_of(problem) != "train":
-            problem, answer = draw(rng)
+            problem, _ = draw(rng)
         style = rng.choices(list(STYLES), list(STYLES.values()))[0]
-        thought, guess = think(rng, problem, answer, style)
+        thought, guess = think(rng, problem, style)
         yield {"problem": problem, "completion": write_up(rng, thought, guess), "style": style}
 
 
@@ -96,27 +95,26 @@ def split_of(problem: str) -> str:
 
 def style_of(completion: str) -> str:
     """Which of `STYLES` a completion is written in."""
-    tries = completion.count(" try ")
-    return "direct" if tries == 0 else "single" if tries == 1 and " ok" not in completion else "search"
+    return "search" if " try " in completion else "direct"
 
 
-def think(rng: random.Random, problem: str, answer: int, style: str) -> tuple[str, int]:
+def think(rng: random.Random, problem: str, style: str) -> tuple[str, int]:
     """What stands between the think tags, and the digit that it ends with."""
+    digits = rng.sample(CANDIDATES, len(CANDIDATES))
     if style == "direct":
-        return "", rng.choice(CANDIDATES)
+        return "", digits[0]
     chain, target = problem.split("=")
-    thought, digits = "", rng.sample(CANDIDATES, len(CANDIDATES))
+    thought = ""
     for digit in digits:
         line, end = work_out(chain, digit, lambda: rng.random() < SLIP)
-        thought += f" try {line}"
-        if style == "single":
-            return thought, digit
+        thought += f" try {line} want {target}"
         if end == int(target):
             return thought + " ok", digit
-        if rng.random() > PATIENCE:
-            return thought, digit
+        thought += " no"
+        if digit == digits[-1] or rng.random() > PATIENCE:
+            break
         thought += " wait"
-    return thought, digits[-1]
+    return thought, digit
 
 
 def write_up(rng: random.Random, thought: str, guess: int) -> str:

@@ -7,7 +7,6 @@ for every rollout. The loss, the advantages and all of GRPOConfig's other option
 import math
 import os
 import random
-import shutil
 import time
 from pathlib import Path
 from statistics import fmean
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from r1lite.worker import Stage
 
 # Tokens, padding included, that go through the model at once where a recipe does not say `micro_batch`.
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 32768}
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
 def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
@@ -63,7 +62,6 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     trainer.add_callback(callback)
     callback.train(trainer)
     trainer.engine.close()
-    trainer.save_model(str(stage.path / "model"))
     draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: GRPO")
     return {"steps": arguments.max_steps, "engine": trainer.engine.name, "last": callback.last}
 
@@ -176,7 +174,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self.metrics: MetricsFile | None = None
 
     def train(self, trainer: Any) -> None:
-        """Train, from the newest whole checkpoint where there is one; the checkpoints go once the model is trained."""
+        """Train, from the newest whole checkpoint where there is one, and save the model as plain safetensors."""
         checkpoint = newest_checkpoint(self.stage.path / "checkpoints")
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if checkpoint:
@@ -184,7 +182,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
         self.progress = Progress(self.steps, step)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        shutil.rmtree(self.stage.path / "checkpoints", ignore_errors=True)
+        trainer.save_model(str(self.stage.path / "model"))
+        (self.stage.path / "model" / "training_args.bin").unlink()  # a pickle, and all of it is in spec.json
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.prober and self.prober.config.probe and state.global_step == 0:
@@ -202,7 +201,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
                 row["probe/pass@1"] = self.prober.probe()
         self.write(state.global_step, row)
         self.last = row
-        say(f"  step {state.global_step}/{self.steps}  {summary(row)}  ETA {self.progress.eta()}")
+        if state.global_step % max(1, self.steps // 100) == 0:
+            say(f"  step {state.global_step}/{self.steps}  {summary(row)}  ETA {self.progress.eta()}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:

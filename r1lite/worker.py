@@ -5,6 +5,7 @@ stdout is for the person (progress, one-line errors); everything that libraries 
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,14 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from r1lite import models
+from r1lite import __version__, models
 from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import say
 from r1lite.recipe import KINDS
 from r1lite.stages import base, evaluate, grpo
 
 RUN: dict[str, Callable[..., dict[str, Any]]] = {"base": base.run, "grpo": grpo.run, "eval": evaluate.run}
-LIBRARIES = ("r1lite", "torch", "transformers", "trl", "datasets", "accelerate")
+LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def work(artifact: Artifact) -> None:
     spec = artifact.spec
     start = time.time()
     result = RUN[spec.kind](KINDS[spec.kind].model_validate(spec.config), Stage(artifact.path, spec))
+    shutil.rmtree(artifact.path / "checkpoints", ignore_errors=True)  # the model is written; nothing resumes from here
     artifact.finish(
         {
             "recipe": spec.recipe,
@@ -77,7 +79,7 @@ def work(artifact: Artifact) -> None:
             "seconds": round(time.time() - start, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": device(),
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": {"r1lite": __version__} | {name: version(name) for name in LIBRARIES},
             "result": result,
         }
     )

@@ -85,7 +85,6 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
         callbacks=[callback],
     )
     callback.train(trainer)
-    trainer.save_model(str(stage.path / "model"))
     draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: pre-training")
     return {"parameters": model.num_parameters(), "steps": steps, "loss": callback.last.get("loss")}
 

@@ -1,0 +1,216 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from r1lite import trainer
+from r1lite.artifacts import Artifact, Spec
+from r1lite.observe import read_metrics
+from r1lite.records import Rollout, read_rows
+from r1lite.stages.grpo import Config, Probe
+from r1lite.trainer import derive_micro_batch, measure, schedule, train_grpo
+from r1lite.worker import Stage
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 12), st.integers(0, 3))
+def test_schedule_asks_no_problem_twice_in_a_rollout_and_all_before_any_again(n_problems, per_rollout, n_rollouts, seed):
+    if n_problems < per_rollout:
+        return
+    order = schedule(n_problems, per_rollout, n_rollouts, seed)
+    assert len(order) == per_rollout * n_rollouts
+    assert order == schedule(n_problems, per_rollout, n_rollouts, seed)
+    for start in range(0, len(order), per_rollout):
+        assert len(set(order[start : start + per_rollout])) == per_rollout
+    an_epoch = n_problems // per_rollout * per_rollout
+    for start in range(0, len(order) - an_epoch + 1, an_epoch):
+        assert len(set(order[start : start + an_epoch])) == an_epoch
+
+
+def test_a_longer_run_begins_as_the_shorter_one():
+    assert schedule(50, 8, 20, 0)[:80] == schedule(50, 8, 10, 0)
+
+
+def test_too_few_problems_for_a_rollout_is_an_error():
+    with pytest.raises(ValueError, match="asks 8 different problems .* only 5"):
+        schedule(5, 8, 1, 0)
+
+
+@given(st.integers(1, 512), st.integers(0, 600))
+def test_the_micro_batch_is_the_largest_divisor_that_fits(batch, most):
+    size = derive_micro_batch(batch, most)
+    assert batch % size == 0
+    assert size <= max(most, 1)
+    assert not [other for other in range(size + 1, min(most, batch) + 1) if batch % other == 0]
+
+
+def test_measure_goes_by_the_first_reward():
+    def row(score, length, text):
+        return Rollout("p", 0, text, length, False, {"accuracy": score, "other": 1.0}, 0)
+
+    kept = [row(1.0, 10, "wait, check"), row(0.0, 30, "so"), row(None, 50, "wait")]
+    assert measure(kept, "accuracy") == {
+        "pass_rate": pytest.approx(1 / 3),
+        "length/right": 10,
+        "length/wrong": 40,
+        "reflective_words": 1.0,
+    }
+
+
+def make_stage(path, config: Config) -> Stage:
+    spec = Spec("t", "zero", "grpo", {"a": 1}, {}, config.model_dump(mode="json"))
+    Artifact(path).prepare(spec)
+    return Stage(path, spec)
+
+
+def make_config(toy_model, **changes) -> Config:
+    settings = {
+        "kind": "grpo",
+        "prompt": "plain",
+        "model": str(toy_model),
+        "problems": "data/chain.yaml#probe",
+        "rewards": [{"use": "tests/test_trainer.py:evenness"}, {"use": "rewards.format:think_answer", "weight": 0.5}],
+        "prompts_per_step": 4,
+        "generations": 4,
+        "max_tokens": 12,
+        "temperature": 1.0,
+        "micro_batch": 8,
+        "probe": Probe(problems="data/chain.yaml#test", limit=4, samples=2, every_steps=2),
+    }
+    trainer_keys = {
+        "max_steps": 6, "learning_rate": 1e-2, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0,
+        "save_steps": 2, "gradient_checkpointing": False,
+    }  # fmt: skip
+    return Config.model_validate({**settings, **changes, "trainer": {**trainer_keys, **changes.get("trainer", {})}})
+
+
+def evenness(completions, **_):
+    """A reward that an untrained model earns now and then."""
+    return [float(len(completion) % 2 == 0) for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def trained(toy_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole")
+    config = make_config(toy_model)
+    train_grpo(config, make_stage(path, config))
+    return path
+
+
+def rollout_rows(path) -> list:
+    return [row for file in sorted((path / "rollouts").glob("*.parquet")) for row in read_rows(file)]
+
+
+def test_every_rollout_is_kept_with_its_rewards_and_advantage(trained):
+    rows = rollout_rows(trained)
+    assert len(rows) == 6 * 4 * 4
+    for step in range(6):
+        mine = [row for row in rows if row["step"] == step]
+        assert len({row["problem_id"] for row in mine}) == 4
+        for start in range(0, 16, 4):
+            group = mine[start : start + 4]
+            assert [row["sample"] for row in group] == [0, 1, 2, 3]
+            assert len({row["problem_id"] for row in group}) == 1
+            totals = torch.tensor([row["reward/evenness"] + 0.5 * row["reward/think_answer"] for row in group])
+            advantages = torch.tensor([row["advantage"] for row in group])
+            assert torch.allclose(advantages, totals - totals.mean(), atol=1e-6)  # scale_rewards: none
+    for row in rows:
+        assert row["reward/evenness"] == evenness([row["completion"]])[0]
+        assert 1 <= row["length"] <= 12
+        assert row["truncated"] <= (row["length"] == 12)
+
+
+def test_the_rollouts_differ_from_step_to_step(trained):
+    rows = rollout_rows(trained)
+    assert len({row["seed"] for row in rows}) == 6
+    assert len({tuple(row["completion"] for row in rows if row["step"] == step) for step in range(6)}) == 6
+
+
+def test_metrics_have_a_row_a_step_and_the_probe_where_it_is_due(trained):
+    rows = read_metrics(trained / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(7))
+    assert [row["step"] for row in rows if "probe/pass@1" in row] == [0, 2, 4, 6]
+    kept = rollout_rows(trained)
+    for row in rows[1:]:
+        mine = [kept_row for kept_row in kept if kept_row["step"] == row["step"] - 1]
+        assert row["pass_rate"] == pytest.approx(sum(r["reward/evenness"] for r in mine) / len(mine))
+        assert row["completions/mean_length"] == pytest.approx(sum(r["length"] for r in mine) / len(mine))
+        assert {"seconds/generate", "seconds/grade", "reward", "grad_norm", "reflective_words"} <= set(row)
+    assert (trained / "curves.png").stat().st_size > 10_000
+
+
+def test_the_model_is_plain_safetensors_and_was_trained(trained, toy_model):
+    assert not list((trained / "model").glob("*.bin"))
+    before, after = (load_file(path / "model.safetensors") for path in (toy_model, trained / "model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"trainer": {"num_iterations": 2, "save_steps": 2}},
+        {"updates_per_rollout": 2},
+        {"trainer": {"beta": 0.04, "loss_type": "grpo", "scale_rewards": "group"}},
+    ],
+    ids=["plain", "iterations", "updates", "reference"],
+)
+def test_an_interrupted_run_resumed_is_the_uninterrupted_run(toy_model, tmp_path, monkeypatch, changes):
+    """Weights, optimizer state, schedule, completions and metrics, to the last bit."""
+    config = make_config(toy_model, **changes)
+    whole, torn = make_stage(tmp_path / "whole", config), make_stage(tmp_path / "torn", config)
+    train_grpo(config, whole)
+
+    step = trainer.RolloutTrainer.training_step
+
+    def crash_in_step_6(self, *arguments, **named):
+        if self.state.global_step == 5 and self.stage is torn:
+            raise Crash
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(trainer.RolloutTrainer, "training_step", crash_in_step_6)
+    with pytest.raises(Crash):
+        train_grpo(config, torn)
+    assert not (torn.path / "model").exists()
+    monkeypatch.setattr(trainer.RolloutTrainer, "training_step", step)
+    train_grpo(config, torn)
+
+    assert rollout_rows(torn.path) == rollout_rows(whole.path)
+    for name in ("model/model.safetensors", "checkpoints/checkpoint-6/model.safetensors"):
+        expected, got = load_file(whole.path / name), load_file(torn.path / name)
+        assert all(torch.equal(expected[key], got[key]) for key in expected), name
+    for name in ("optimizer.pt", "scheduler.pt"):
+        expected, got = (torch.load(s.path / "checkpoints/checkpoint-6" / name) for s in (whole, torn))
+        assert equal(expected, got), name
+    timeless = [[drop_times(row) for row in read_metrics(s.path / "metrics.jsonl")] for s in (whole, torn)]
+    assert timeless[0] == timeless[1]
+
+
+def equal(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+def drop_times(row: dict) -> dict:
+    return {k: v for k, v in row.items() if k not in ("time", "step_time") and not k.startswith("seconds/")}
+
+
+def test_a_prompt_that_the_tokenizer_cannot_read_is_an_error(toy_model, tmp_path):
+    config = make_config(toy_model, prompt="r1_zero")
+    with pytest.raises(ValueError, match="no tokens for the prompt .* use another prompt template than 'r1_zero'"):
+        train_grpo(config, make_stage(tmp_path, config))
+
+
+def test_rollout_rows_are_flat(tmp_path):
+    row = Rollout("p-1", 0, "c", 1, False, {"accuracy": 1.0}, 0).row()
+    assert row["reward/accuracy"] == 1.0
+    assert json.dumps(row)
