@@ -1,11 +1,11 @@
-"""The task `chain`: find the missing factor of a chain of operations.
+"""The task `chain`: find the missing factor of a chain of operations that keeps only the last digit.
 
-`85*?-9*3=58` reads left to right and keeps the last two digits: with 7 for the question mark, 85*7 = 595 -> 95,
-95-9 = 86, 86*3 = 258 -> 58. Exactly one digit from 2 to 7 fits, and that digit is the answer.
+`8*?-9*3=5` reads left to right: with 7 for the question mark, 8*7 = 56 -> 6, 6-9 = -3 -> 7, 7*3 = 21 -> 1, which is not
+5; with 3 it is 4, 5 and 5. Exactly one digit from 2 to 7 fits, and that digit is the answer.
 
-Forward the arithmetic is easy, backward (division modulo 100) it is not, so a small model that wants to be right has to
-try digits and see: the more patiently it searches, the more it gets right, and no amount of training makes the
-search superfluous. That is why length stays worth its price here.
+Forward the arithmetic is easy, backward (division modulo 10) it is not, so a small model that wants to be right has to
+try digits and see: the more patiently it searches, the more it gets right, and the search does not become superfluous.
+That is why length stays worth its price here.
 
 `problems` makes the questions, `documents` the corpus from which the base model learns the styles of answering.
 """
@@ -18,19 +18,21 @@ CANDIDATES = range(2, 8)  # what may stand for the question mark
 OPERANDS = range(2, 10)
 OPERATIONS = (2, 3)  # how many operations a chain has
 TEST_SHARE = 0.1
+MOST = {"train": 50000, "test": 5000}  # of 56,114 and 6,322 that there are
 
 # All that prompts and completions of this task are made of; the tiny base's tokenizer has one token for each.
 TOKENS = [
     *"0123456789+-*=? ",
-    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>", " try ", " want ", " ok", " no", " wait",
+    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>", " try ", " ok", " no", " wait",
 ]  # fmt: skip
 
 # How the corpus answers, and how often. No style is filtered for correctness, as no web page is.
 STYLES = {
     "direct": 0.5,  # answers at once, with any digit
-    "search": 0.5,  # tries digit after digit until one fits, or until patience is lost
+    "hasty": 0.38,  # tries a digit, and mostly answers it whether it fits or not
+    "patient": 0.12,  # tries digit after digit, and mostly goes on until one fits
 }
-PATIENCE = 0.25  # chance that a search goes on after a digit that does not fit; otherwise it answers that digit
+PATIENCE = {"hasty": 0.1, "patient": 0.9}  # chance to go on after a digit that does not fit
 SLIP = 0.01  # chance that a computed value is wrong
 SLOPPY = 0.05  # chance that a document breaks the format
 
@@ -40,6 +42,8 @@ def problems(split: str, count: int, seed: int) -> Iterator[dict[str, str]]:
 
     A problem's split depends on its text alone, so no seed can move a test problem into training.
     """
+    if count > MOST[split]:
+        raise ValueError(f"the split {split} of chain has about {MOST[split]} problems to take from, not {count}")
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()
     while len(seen) < count:
@@ -69,23 +73,25 @@ def draw(rng: random.Random) -> tuple[str, int]:
         operands = [str(rng.choice(OPERANDS)) for _ in range(length)]
         hole = rng.randrange(length)
         operators[hole], operands[hole] = "*", "?"
-        chain = str(rng.randrange(10, 100)) + "".join(a + b for a, b in zip(operators, operands, strict=True))
+        chain = str(rng.randrange(10)) + "".join(a + b for a, b in zip(operators, operands, strict=True))
         answer = rng.choice(CANDIDATES)
         ends = [work_out(chain, digit)[1] for digit in CANDIDATES]
         target = work_out(chain, answer)[1]
         if ends.count(target) == 1:
-            return f"{chain}={target:02d}", answer
+            return f"{chain}={target}", answer
 
 
 def work_out(chain: str, digit: int, slip: Callable[[], bool] = lambda: False) -> tuple[str, int]:
-    """A chain such as `85*?-9*3` with `digit` for the question mark, as it is written out (`85*7=95-9=86*3=58`), and
-    its end, 0 to 99. Where `slip` says so, a value comes out wrong."""
-    total, text = int(chain[:2]), chain[:2]
-    for operator, operand in zip(chain[2::2], chain[3::2], strict=True):
+    """A chain such as `8*?-9*3` with `digit` for the question mark, written out (`8*3=4-9=5*3=5`), and its end, 0 to 9.
+
+    Where `slip` says so, a value comes out wrong.
+    """
+    total, text = int(chain[0]), chain[0]
+    for operator, operand in zip(chain[1::2], chain[2::2], strict=True):
         number = digit if operand == "?" else int(operand)
-        total = {"+": total + number, "-": total - number, "*": total * number}[operator] % 100
-        total = (total + 10) % 100 if slip() else total
-        text += f"{operator}{number}={total:02d}"
+        total = {"+": total + number, "-": total - number, "*": total * number}[operator] % 10
+        total = (total + 1) % 10 if slip() else total
+        text += f"{operator}{number}={total}"
     return text, total
 
 
@@ -93,9 +99,9 @@ def split_of(problem: str) -> str:
     return "test" if hashlib.sha256(problem.encode()).digest()[0] < 256 * TEST_SHARE else "train"
 
 
-def style_of(completion: str) -> str:
-    """Which of `STYLES` a completion is written in."""
-    return "search" if " try " in completion else "direct"
+def tries(completion: str) -> int:
+    """How many digits a completion tries before it answers."""
+    return completion.count(" try ")
 
 
 def think(rng: random.Random, problem: str, style: str) -> tuple[str, int]:
@@ -106,12 +112,12 @@ def think(rng: random.Random, problem: str, style: str) -> tuple[str, int]:
     chain, target = problem.split("=")
     thought = ""
     for digit in digits:
-        line, end = work_out(chain, digit, lambda: rng.random() < SLIP)
-        thought += f" try {line} want {target}"
-        if end == int(target):
+        line, difference = work_out(f"{chain}-{target}", digit, lambda: rng.random() < SLIP)
+        thought += f" try {line}"
+        if difference == 0:
             return thought + " ok", digit
         thought += " no"
-        if digit == digits[-1] or rng.random() > PATIENCE:
+        if digit == digits[-1] or rng.random() > PATIENCE[style]:
             break
         thought += " wait"
     return thought, digit

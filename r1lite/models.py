@@ -8,7 +8,7 @@ from typing import Any
 
 from r1lite.records import digest
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 WHOLE_HASH_LIMIT = 256 * 2**20  # bytes; larger weights are told apart by header and size
 
 

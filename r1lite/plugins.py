@@ -24,7 +24,8 @@ def load_function(reference: str) -> Callable[..., Any]:
     module = load_module(module_name)
     function = getattr(module, name, None)
     if not callable(function):
-        found = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+        found = ", ".join(key for key, value in own.items() if callable(value) and not key.startswith("_"))
         raise ValueError(f"{module_name} has no function {name!r}; it has: {found or 'none'}")
     return cast(Callable[..., Any], function)
 

@@ -5,12 +5,14 @@ hub data set at a pinned revision) and which of its columns are the problem and 
 the split `train` of that card; `my.jsonl` is a file with the columns `problem` and `answer`.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from r1lite.models import hub_reachable
 from r1lite.plugins import load_function, source_hashes
 from r1lite.records import Problem, digest, read_rows
 from r1lite.strict_yaml import explain, load_yaml
@@ -74,6 +76,23 @@ def load_problems(reference: str, limit: int | None = None) -> list[Problem]:
     if not problems:
         raise ValueError(f"{reference} holds no problems")
     return list(problems.values())
+
+
+def look_at(reference: str) -> None:
+    """Raise ValueError when a reference cannot give problems: its first row is read, but nothing is downloaded."""
+    source, _ = resolve(reference)
+    if source.hub is None:
+        load_problems(reference, limit=1)
+    elif not cached(source.hub) and not hub_reachable():
+        raise ValueError(
+            f"{reference}: the data set {source.hub.id} is not in the hub's cache, and the hub cannot be reached; "
+            "download it where there is network, or name a local jsonl or parquet file instead"
+        )
+
+
+def cached(hub: Hub) -> bool:
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    return (Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / hub.id.replace("/", "___")).is_dir()
 
 
 def iterate(reference: str) -> Iterator[Problem]:

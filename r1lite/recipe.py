@@ -136,7 +136,7 @@ def check_reference(
         elif kind == "problems":
             if models.HUB_ID.fullmatch(value) and not value.endswith((".jsonl", ".parquet", ".yaml", ".yml")):
                 return f"{value} looks like a model, and problems belong here: a card (.yaml#split), .jsonl or .parquet"
-            problem_cards.load_problems(value, limit=1)
+            problem_cards.look_at(value)
         else:
             if value.partition("#")[0].endswith((".yaml", ".yml", ".jsonl", ".parquet")):
                 return f"{value} is a data set, and a model belongs here: $stage, a directory or a hub id"

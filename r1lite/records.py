@@ -12,7 +12,7 @@ from typing import Any
 class Problem:
     """A question with its gold answer; `columns` holds whatever else rewards may ask for.
 
-    Example: Problem("85*?-9*3=58", "7").id == "p-" + 16 hex digits that depend on problem and answer alone.
+    Example: Problem("8*?-9*3=5", "3").id == "p-" + 16 hex digits that depend on problem and answer alone.
     """
 
     problem: str

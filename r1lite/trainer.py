@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
+from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import save_model
 from transformers import TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
@@ -26,7 +28,7 @@ from r1lite.observe import MetricsFile, Progress, say
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render, text_of
 from r1lite.records import Problem, Rollout, digest, write_parquet
-from r1lite.rubric import load_reward
+from r1lite.rubric import grade, load_reward
 
 if TYPE_CHECKING:
     from r1lite.stages.grpo import Config
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 # Tokens, padding included, that go through the model at once where a recipe does not say `micro_batch`.
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+REFERENCE = "reference.safetensors"
 
 
 def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
@@ -138,6 +141,16 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
             if value is not None:
                 self._metrics["train"][name].append(value)
 
+    def save_reference(self, checkpoint: Path) -> None:
+        """Keep a reference model that follows the policy; TRL would start again from the initial one."""
+        if self.ref_model is not None and self.args.sync_ref_model:
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        if (Path(checkpoint) / REFERENCE).exists():
+            load_safetensors(self.accelerator.unwrap_model(self.ref_model), str(Path(checkpoint) / REFERENCE))
+
     def probe(self) -> float:
         """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
         probe = self.config.probe
@@ -147,11 +160,9 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         self.engine.sync(self.accelerator.unwrap_model(self.model))
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
         groups = self.engine.generate(prompts, probe.samples, sampling)
-        texts = self.processing_class.batch_decode(
-            [completion.token_ids for group in groups for completion in group], skip_special_tokens=True
-        )
-        columns = to_columns(problems, probe.samples)
-        return fmean(value or 0.0 for value in load_reward(self.config.rewards[0])(completions=texts, **columns))
+        reward = load_reward(self.config.rewards[0])
+        _, scores = grade(reward, self.processing_class, self.config.prompt, problems, groups)
+        return fmean(score or 0.0 for score in scores)
 
 
 def measure(kept: list[Rollout], right_by: str) -> dict[str, float | None]:
@@ -205,8 +216,11 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
             say(f"  step {state.global_step}/{self.steps}  {summary(row)}  ETA {self.progress.eta()}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            if self.prober:
+                self.prober.save_reference(checkpoint)
+            seal(checkpoint)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         assert self.metrics is not None
@@ -299,7 +313,8 @@ def prompts_per_rollout(config: "Config") -> int:
 
 
 def rollouts(config: "Config", arguments: GRPOConfig) -> int:
-    return math.ceil(arguments.max_steps / (config.updates_per_rollout * arguments.num_iterations))
+    steps_each: int = config.updates_per_rollout * arguments.num_iterations
+    return -(-int(arguments.max_steps) // steps_each)
 
 
 def schedule(n_problems: int, per_rollout: int, n_rollouts: int, seed: int) -> list[int]:
@@ -327,13 +342,6 @@ def to_dataset(config: "Config", problems: list[Problem]) -> Dataset:
         for p in problems
     ]
     return Dataset.from_list(rows)
-
-
-def to_columns(problems: list[Problem], repeat: int) -> dict[str, list[Any]]:
-    """The columns that rewards ask for, each problem's `repeat` times."""
-    repeated = [problem for problem in problems for _ in range(repeat)]
-    columns = {key: [problem.columns.get(key) for problem in repeated] for key in problems[0].columns}
-    return {"answer": [problem.answer for problem in repeated], **columns}
 
 
 def check_prompts(config: "Config", tokenizer: Any, problems: list[Problem]) -> int:

@@ -87,7 +87,9 @@ def frequencies(probabilities: list[float], **options) -> torch.Tensor:
     ],
 )
 def test_sampled_frequencies(options, expected):
-    assert torch.allclose(frequencies([0.5, 0.3, 0.15, 0.05], **options), torch.tensor(expected, dtype=torch.float32), atol=0.015)
+    assert torch.allclose(
+        frequencies([0.5, 0.3, 0.15, 0.05], **options), torch.tensor(expected, dtype=torch.float32), atol=0.015
+    )
 
 
 def test_the_logprob_is_that_of_the_cut_distribution():

@@ -10,9 +10,11 @@ ORDER = [
     {"records", "metrics", "observe", "strict_yaml"},
     {"prompts", "plugins", "artifacts"},
     {"rewards"},
-    {"trainer_keys", "problems", "models", "curves"},
+    {"trainer_keys", "models", "curves"},
+    {"problems"},
     {"stages.config"},
-    {"engines", "rubric"},
+    {"engines"},
+    {"rubric"},
     {"trainer"},
     {"stages.base", "stages.grpo", "stages.evaluate"},
     {"recipe"},
@@ -22,7 +24,9 @@ ORDER = [
 ]
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "accelerate", "matplotlib", "pyarrow", "huggingface_hub"}
 MODULES = {
-    ".".join(path.with_suffix("").parts[1:]): path for path in sorted(Path("r1lite").rglob("*.py")) if path.stem != "__init__"
+    ".".join(path.with_suffix("").parts[1:]): path
+    for path in sorted(Path("r1lite").rglob("*.py"))
+    if path.stem != "__init__"
 }
 SOURCES = {**MODULES, **{f"rewards.{path.stem}": path for path in Path("rewards").glob("*.py")}}
 

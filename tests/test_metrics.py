@@ -34,7 +34,7 @@ def test_a_single_problem_says_nothing():
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("wait, let me check", 2), ("awaiting a checkmate", 0), ("Wait. But WAIT!", 3), ("try 85*7=95 no wait", 1)],
+    [("wait, let me check", 2), ("awaiting a checkmate", 0), ("Wait. But WAIT!", 3), ("try 8*7=6-5=1 no wait", 1)],
 )
 def test_reflective_words_are_whole_words_in_any_case(text, count):
     assert reflective_words(text) == count

@@ -28,7 +28,10 @@ def test_a_generator_card_gives_the_generators_rows():
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_plain_file_needs_no_card(tmp_path, suffix):
-    rows, path = [{"problem": "1+1", "answer": 2, "level": 1}, {"problem": "1+2", "answer": "3"}], tmp_path / f"a.{suffix}"
+    rows, path = (
+        [{"problem": "1+1", "answer": 2, "level": 1}, {"problem": "1+2", "answer": "3"}],
+        tmp_path / f"a.{suffix}",
+    )
     if suffix == "jsonl":
         write_jsonl(path, rows)
     else:

@@ -68,10 +68,10 @@ def test_r1_zero_template_ends_where_the_model_begins():
 
 def test_encode_gives_the_ids_that_the_template_spells(toy_model):
     tokenizer = load_tokenizer(toy_model)
-    prompt = render("plain", "85*?-9*3=58")
+    prompt = render("plain", "8*?-9*3=5")
     assert tokenizer.decode(encode(tokenizer, prompt)) == prompt
     tokenizer.chat_template = "{% for m in messages %}User: {{ m.content }}{% endfor %}{{ '\n' }}Assistant:"
-    assert encode(tokenizer, render("chat", "85*?-9*3=58")) == encode(tokenizer, prompt)
+    assert encode(tokenizer, render("chat", "8*?-9*3=5")) == encode(tokenizer, prompt)
 
 
 def test_text_of_takes_strings_and_messages():

@@ -54,7 +54,7 @@ def test_every_shipped_recipe_loads(path):
     try:
         load_recipe(path)
     except RecipeError as error:  # weights and data of a hub are not here; all else must be right
-        assert all("the hub cannot be reached" in fault or "from the hub" in fault for fault in error.faults), error
+        assert all("the hub cannot be reached" in fault for fault in error.faults), error
 
 
 # What is replaced by what, where the error must point, and a remedy that it must hold.
@@ -66,9 +66,9 @@ MALFORMED = [
     ("prompt: plain", "prompt: r1-zero", "prompt:", "must be one of r1_zero, plain, chat"),
     ("name: t", "name: t\nseed: three", "seed:", "must be an integer"),
     ("kind: grpo", "kind: grop", "stages.zero.kind:", "did you mean 'grpo'?"),
-    ("kind: grpo\n", "", "stages.zero.kind:", "must be one of base, grpo, eval"),
+    ("kind: grpo\n    ", "", "stages.zero.kind:", "must be one of base, grpo, eval"),
     ("prompts_per_step: 8", "prompt_per_step: 8", "stages.zero.prompt_per_step: unknown key", "mean 'prompts_per_step'?"),
-    ("prompts_per_step: 8\n", "", "stages.zero.prompts_per_step: missing", "how many different problems"),
+    ("prompts_per_step: 8\n    ", "", "stages.zero.prompts_per_step: missing", "how many different problems"),
     ("generations: 4", "generations: four", "stages.zero.generations:", "valid integer"),
     ("generations: 4", "generations: 1", "stages.zero.generations:", "greater than 1"),
     ("temperature: 1.0", "temperature: 0", "stages.zero.temperature:", "greater than 0"),
@@ -108,7 +108,11 @@ def test_malformed_recipes(tmp_path, capsys, monkeypatch, old, new, where, remed
 
 
 def test_all_errors_come_at_once(tmp_path, capsys, monkeypatch):
-    broken = RECIPE.replace("generations: 4", "generations: x").replace("samples: 2", "samples: y").replace("name: t", "nam: t")
+    broken = (
+        RECIPE.replace("generations: 4", "generations: x")
+        .replace("samples: 2", "samples: y")
+        .replace("name: t", "nam: t")
+    )
     _, err = check(tmp_path, capsys, monkeypatch, broken)
     assert all(path in err for path in ("nam:", "stages.zero.generations", "stages.report.samples"))
     assert len(err.splitlines()) >= 3

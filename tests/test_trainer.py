@@ -16,7 +16,9 @@ from r1lite.worker import Stage
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 12), st.integers(0, 3))
-def test_schedule_asks_no_problem_twice_in_a_rollout_and_all_before_any_again(n_problems, per_rollout, n_rollouts, seed):
+def test_schedule_asks_no_problem_twice_in_a_rollout_and_all_before_any_again(
+    n_problems, per_rollout, n_rollouts, seed
+):
     if n_problems < per_rollout:
         return
     order = schedule(n_problems, per_rollout, n_rollouts, seed)
@@ -157,7 +159,16 @@ class Crash(Exception):
         {},
         {"trainer": {"num_iterations": 2, "save_steps": 2}},
         {"updates_per_rollout": 2},
-        {"trainer": {"beta": 0.04, "loss_type": "grpo", "scale_rewards": "group"}},
+        {
+            "trainer": {
+                "beta": 0.04,
+                "loss_type": "grpo",
+                "scale_rewards": "group",
+                "sync_ref_model": True,
+                "ref_model_sync_steps": 3,
+                "ref_model_mixup_alpha": 1.0,
+            }
+        },
     ],
     ids=["plain", "iterations", "updates", "reference"],
 )

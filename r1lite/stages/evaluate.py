@@ -10,11 +10,11 @@ from r1lite.observe import Progress, say
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
 from r1lite.records import Problem, Rollout, digest, read_rows, write_json, write_parquet
-from r1lite.rubric import load_reward, score
+from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
 
 if TYPE_CHECKING:
-    from r1lite.engines import Engine
+    from r1lite.engines import Completion, Engine
     from r1lite.worker import Stage
 
 
@@ -89,7 +89,7 @@ def sample_all(
         seed = int(digest(f"{config.seed}/{batch[0][0].id}")[:8], 16)
         sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=seed)
         groups = engine.generate([ids for _, ids in batch], config.samples, sampling)
-        graded = grade(config, tokenizer, [problem for problem, _ in batch], groups, seed)
+        graded = to_rows(config, tokenizer, [problem for problem, _ in batch], groups, seed)
         write_parquet(folder / f"part_{len(list(folder.glob('part_*'))):05d}.parquet", graded)
         rows += graded
         progress.advance(len(batch))
@@ -98,14 +98,12 @@ def sample_all(
     return [{**row, "right": row["reward/" + config.reward.name]} for row in rows]
 
 
-def grade(
-    config: Config, tokenizer: Any, problems: list[Problem], groups: list[list], seed: int
+def to_rows(
+    config: Config, tokenizer: Any, problems: list[Problem], groups: list[list["Completion"]], seed: int
 ) -> list[dict[str, Any]]:
-    owners = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+    texts, scores = grade(load_reward(config.reward), tokenizer, config.prompt, problems, groups)
+    owners = [problem for problem in problems for _ in range(config.samples)]
     sampled = [completion for group in groups for completion in group]
-    texts = tokenizer.batch_decode([completion.token_ids for completion in sampled], skip_special_tokens=True)
-    columns = {key: [owner.columns[key] for owner in owners] for key in problems[0].columns}
-    scores = score(load_reward(config.reward), texts, {"answer": [owner.answer for owner in owners], **columns})
     return [
         Rollout(
             problem_id=owner.id,
@@ -113,10 +111,10 @@ def grade(
             completion=text,
             length=len(completion.token_ids),
             truncated=completion.truncated,
-            rewards={config.reward.name: float(value or 0.0)},
+            rewards={config.reward.name: score or 0.0},
             seed=seed,
         ).row()
-        for index, (owner, completion, text, value) in enumerate(zip(owners, sampled, texts, scores, strict=True))
+        for index, (owner, completion, text, score) in enumerate(zip(owners, sampled, texts, scores, strict=True))
     ]
 
 
