@@ -27,7 +27,7 @@ class Spec:
     stage: str
     kind: str
     inputs: dict[str, Any]
-    parents: dict[str, str]  # stage name -> directory
+    parents: dict[str, str]  # stage name -> name of its directory, which lies beside this one
     config: dict[str, Any]
 
     @property
@@ -46,6 +46,9 @@ class Artifact:
     @property
     def spec(self) -> Spec:
         return Spec(**read_json(self.path / "spec.json"))
+
+    def parent(self, stage: str) -> "Artifact":
+        return Artifact(self.path.resolve().parent / self.spec.parents[stage])
 
     @property
     def done(self) -> bool:

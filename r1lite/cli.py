@@ -18,7 +18,7 @@ from r1lite.pipeline import StageFailed, plan, run
 from r1lite.recipe import build_recipe, load_recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-console = Console()
+console = Console() if sys.stdout.isatty() else Console(width=160)  # a log has no width of its own
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as recipes/tiny/zero.yaml")]
 Overrides = Annotated[

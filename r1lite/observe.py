@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from r1lite.records import write_text
+
 
 def say(line: str) -> None:
     """A line for the person; libraries' chatter goes to stderr and the log instead."""
@@ -20,7 +22,7 @@ class MetricsFile:
         """Rows past `resume_step` are dropped: they belong to steps that are about to be taken again."""
         self.path = path
         kept = [row for row in read_metrics(path) if row["step"] <= resume_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         with self.path.open("a") as file:

@@ -41,7 +41,7 @@ def plan(recipe: Recipe, runs: Path) -> list[Planned]:
             stage=name,
             kind=config.kind,
             inputs=inputs(config, {parent: other.spec.key for parent, other in parents.items()}),
-            parents={parent: str(other.artifact.path) for parent, other in parents.items()},
+            parents={parent: other.artifact.path.name for parent, other in parents.items()},
             config=config.model_dump(mode="json"),
         )
         artifact = Artifact(runs / recipe.name / f"{name}-{spec.key}")

@@ -29,11 +29,10 @@ def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
     for item in planned:
         if item.spec.kind == "eval":
             console.print(results_table(read_json(item.artifact.path / "report.json")))
-    table = new_table("stage", "seconds", "artifact", "curves")
+    table = new_table("stage", "seconds", "curves (the rest lies beside them)")
     for item in planned:
-        curves = item.artifact.path / "curves.png"
         took = item.artifact.manifest()["seconds"]
-        table.add_row(item.spec.stage, f"{took:.0f}", str(item.artifact.path), str(curves) if curves.exists() else "-")
+        table.add_row(item.spec.stage, f"{took:.0f}", str(item.artifact.path / "curves.png"))
     console.print(table)
     console.print(f"All stages are done; this run took {duration(seconds)}.")
 
@@ -88,9 +87,10 @@ def lineage(artifact: Artifact, depth: int = 0) -> list[str]:
     """Where an artifact came from, stage by stage, down to the models and data that were there before."""
     spec, indent = artifact.spec, "  " * depth
     lines = [f"{indent}from {name} {value[:12]}" for name, value in sorted(spec.inputs["file"].items())]
-    for name, path in spec.parents.items():
-        lines.append(f"{indent}from ${name} ({path})")
-        lines += lineage(Artifact(Path(path)), depth + 1)
+    for name in spec.parents:
+        parent = artifact.parent(name)
+        lines.append(f"{indent}from ${name} ({parent.path.name})")
+        lines += lineage(parent, depth + 1)
     return lines
 
 

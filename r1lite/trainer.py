@@ -1,11 +1,10 @@
-"""Training by transformers' Trainer and TRL's GRPOTrainer: the seams that they leave open, filled.
+"""GRPO by TRL's GRPOTrainer: the seams that it leaves open, filled.
 
-GRPOTrainer gets its rollouts from an `Engine`, its prompts in an order that follows from the seed alone, and a keeper
+It gets its rollouts from an `Engine`, its prompts in an order that follows from the seed alone, and a keeper
 for every rollout. The loss, the advantages and all of GRPOConfig's other options are TRL's own.
 """
 
 import math
-import os
 import random
 import time
 from pathlib import Path
@@ -16,26 +15,22 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model
-from transformers import TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
-from r1lite.artifacts import newest_checkpoint, seal
 from r1lite.curves import draw_training
 from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, open_engine, pick_engine
 from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.models import end_tokens, load_model, load_tokenizer
-from r1lite.observe import MetricsFile, Progress, say
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render, text_of
 from r1lite.records import Problem, Rollout, digest, write_parquet
 from r1lite.rubric import grade, load_reward
+from r1lite.training import StageCallback, training_arguments
 
 if TYPE_CHECKING:
     from r1lite.stages.grpo import Config
     from r1lite.worker import Stage
 
-# Tokens, padding included, that go through the model at once where a recipe does not say `micro_batch`.
-MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 REFERENCE = "reference.safetensors"
 
 
@@ -46,7 +41,8 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     problems = load_problems(config.problems)
     longest = check_prompts(config, tokenizer, problems)
     arguments = grpo_arguments(config, stage, longest, len(problems))
-    order = schedule(len(problems), prompts_per_rollout(config), rollouts(config, arguments), config.seed)
+    n_rollouts = -(-arguments.max_steps // config.steps_per_rollout)
+    order = schedule(len(problems), config.prompts_per_step * config.updates_per_rollout, n_rollouts, config.seed)
     model = load_model(path, "float32")
     trainer = RolloutTrainer(
         config,
@@ -58,9 +54,8 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
         processing_class=tokenizer,
     )
     trainer.engine = grpo_engine(config, arguments, path, model, tokenizer, longest)
-    trainer.use_vllm = (
-        trainer.engine.name == "vllm"
-    )  # from here on it only turns on TRL's importance sampling correction
+    # From here on `use_vllm` only turns on TRL's correction for an engine whose log-probs are not the trainer's own.
+    trainer.use_vllm = trainer.engine.name == "vllm"
     callback = StageCallback(stage, arguments.max_steps, trainer)
     trainer.add_callback(callback)
     callback.train(trainer)
@@ -176,110 +171,6 @@ def measure(kept: list[Rollout], right_by: str) -> dict[str, float | None]:
     }
 
 
-class StageCallback(TrainerCallback):  # type: ignore[misc]
-    """Metrics, progress lines, probes and sealed checkpoints of a training stage."""
-
-    def __init__(self, stage: "Stage", steps: int, prober: RolloutTrainer | None = None) -> None:
-        self.stage, self.steps, self.prober = stage, steps, prober
-        self.last: dict[str, Any] = {}
-        self.metrics: MetricsFile | None = None
-
-    def train(self, trainer: Any) -> None:
-        """Train, from the newest whole checkpoint where there is one, and save the model as plain safetensors."""
-        checkpoint = newest_checkpoint(self.stage.path / "checkpoints")
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        if checkpoint:
-            say(f"  resuming from step {step} of {self.steps}")
-        self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
-        self.progress = Progress(self.steps, step)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_model(str(self.stage.path / "model"))
-        (self.stage.path / "model" / "training_args.bin").unlink()  # a pickle, and all of it is in spec.json
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.prober and self.prober.config.probe and state.global_step == 0:
-            self.write(0, {"probe/pass@1": self.prober.probe()})
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        row = dict(logs or {})
-        if "train_runtime" in row or not state.is_world_process_zero:  # the closing summary is no step
-            return
-        self.progress.advance(state.global_step - self.progress.done)
-        if self.prober:
-            row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()}
-            probe = self.prober.config.probe
-            if probe and (state.global_step % probe.every_steps == 0 or state.global_step == self.steps):
-                row["probe/pass@1"] = self.prober.probe()
-        self.write(state.global_step, row)
-        self.last = row
-        if state.global_step % max(1, self.steps // 100) == 0:
-            say(f"  step {state.global_step}/{self.steps}  {summary(row)}  ETA {self.progress.eta()}")
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
-            if self.prober:
-                self.prober.save_reference(checkpoint)
-            seal(checkpoint)
-
-    def write(self, step: int, row: dict[str, Any]) -> None:
-        assert self.metrics is not None
-        self.metrics.write(step, row)
-
-
-def summary(row: dict[str, Any]) -> str:
-    """The part of a metrics row that one watches."""
-    if "reward" not in row:
-        return f"loss {row['loss']:.4f}"
-    parts = [
-        f"reward {row['reward']:.3f}",
-        f"pass {row['pass_rate']:.3f}",
-        f"length {row['completions/mean_length']:.1f}",
-        f"signal {1 - row['frac_reward_zero_std']:.0%}",
-        f"{row['step_time']:.1f} s",
-    ]
-    if "probe/pass@1" in row:
-        parts.append(f"held-out {row['probe/pass@1']:.3f}")
-    return "  ".join(parts)
-
-
-def training_arguments(
-    stage: "Stage",
-    config: Any,
-    global_batch: int,
-    row_tokens: int,
-    max_steps: int,
-    arguments: type = TrainingArguments,
-    **more: Any,
-) -> Any:
-    """TrainingArguments, or GRPOConfig, from a stage's config: r1lite's own settings, then the recipe's `trainer:`."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    micro_batch = config.micro_batch or derive_micro_batch(
-        global_batch // world, MICRO_BATCH_TOKENS[device] // row_tokens
-    )
-    settings = {
-        "bf16": device == "cuda",
-        "use_cpu": device == "cpu",
-        "report_to": "none",
-        "save_steps": 50,
-        **config.trainer,
-        "output_dir": str(stage.path / "checkpoints"),
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": global_batch // world // micro_batch,
-        "max_steps": max_steps,
-        "seed": config.seed,
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "save_total_limit": 2,
-        **more,
-    }
-    settings.pop("num_train_epochs", None)
-    return arguments(**settings)
-
-
 def grpo_arguments(config: "Config", stage: "Stage", longest_prompt: int, n_problems: int) -> GRPOConfig:
     epochs = config.trainer.get("num_train_epochs")
     steps_an_epoch = n_problems / config.prompts_per_step * config.trainer.get("num_iterations", 1)
@@ -297,24 +188,11 @@ def grpo_arguments(config: "Config", stage: "Stage", longest_prompt: int, n_prob
         shuffle_dataset=False,
         remove_unused_columns=False,
         steps_per_generation=1,  # set below, once the accumulation is known
+        save_steps=config.save_steps,
     )
     arguments.steps_per_generation = arguments.gradient_accumulation_steps * config.updates_per_rollout
     arguments.generation_batch_size *= arguments.steps_per_generation
     return arguments
-
-
-def derive_micro_batch(batch: int, most: int) -> int:
-    """The largest divisor of `batch` that is at most `most`; at least 1."""
-    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(most, 1))
-
-
-def prompts_per_rollout(config: "Config") -> int:
-    return config.prompts_per_step * config.updates_per_rollout
-
-
-def rollouts(config: "Config", arguments: GRPOConfig) -> int:
-    steps_each: int = config.updates_per_rollout * arguments.num_iterations
-    return -(-int(arguments.max_steps) // steps_each)
 
 
 def schedule(n_problems: int, per_rollout: int, n_rollouts: int, seed: int) -> list[int]:

@@ -36,7 +36,7 @@ class Stage:
     def resolve(self, reference: str) -> Path:
         """The directory of a model, be it an earlier stage's (`$name`), a directory or a hub id."""
         if reference.startswith("$"):
-            return Artifact(Path(self.spec.parents[reference[1:]])).model
+            return Artifact(self.path).parent(reference[1:]).model
         path = models.locate(reference, download=True)
         assert path is not None
         return path

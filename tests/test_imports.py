@@ -7,14 +7,15 @@ import pytest
 
 # Each may import those before it; modules of one group do not import one another unless it says so here.
 ORDER = [
-    {"records", "metrics", "observe", "strict_yaml"},
-    {"prompts", "plugins", "artifacts"},
+    {"records", "metrics", "strict_yaml"},
+    {"observe", "prompts", "plugins", "artifacts"},
     {"rewards"},
     {"trainer_keys", "models", "curves"},
     {"problems"},
     {"stages.config"},
     {"engines"},
     {"rubric"},
+    {"training"},
     {"trainer"},
     {"stages.base", "stages.grpo", "stages.evaluate"},
     {"recipe"},
@@ -61,7 +62,7 @@ def test_imports_go_one_way(module):
             assert rank(other) < rank(module), f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("module", sorted(set(SOURCES) - {"trainer"}))
+@pytest.mark.parametrize("module", sorted(set(SOURCES) - {"trainer", "training"}))
 def test_heavy_libraries_are_imported_where_they_are_used(module):
     for node in ast.parse(SOURCES[module].read_text()).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -11,7 +11,8 @@ from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import read_metrics
 from r1lite.records import Rollout, read_rows
 from r1lite.stages.grpo import Config, Probe
-from r1lite.trainer import derive_micro_batch, measure, schedule, train_grpo
+from r1lite.trainer import measure, schedule, train_grpo
+from r1lite.training import derive_micro_batch
 from r1lite.worker import Stage
 
 

@@ -59,7 +59,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     from transformers import DataCollatorForLanguageModeling, Qwen3Config, Qwen3ForCausalLM, Trainer, set_seed
 
     from r1lite.curves import draw_training
-    from r1lite.trainer import StageCallback, training_arguments
+    from r1lite.training import StageCallback, training_arguments
 
     tokenizer = build_tokenizer(load_module(config.corpus.rpartition(":")[0]).TOKENS)
     dataset = build_dataset(config, tokenizer)

@@ -81,9 +81,19 @@ class Config(StageConfig):
     probe: Probe | None = None
     trainer: dict[str, Any] = Field(description="GRPOConfig's own keys, such as learning_rate and loss_type")
 
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps that share one rollout."""
+        return self.updates_per_rollout * int(self.trainer.get("num_iterations", 1))
+
+    @property
+    def save_steps(self) -> int:
+        """Optimizer steps between checkpoints: about 50, always after whole rollouts."""
+        return int(self.trainer.get("save_steps", -(-50 // self.steps_per_rollout) * self.steps_per_rollout))
+
     def faults(self) -> Iterator[str]:
-        for fault in check_trainer(self.trainer, "GRPOConfig", OWNED):
-            yield f"trainer.{fault}"
+        wrong = check_trainer(self.trainer, "GRPOConfig", OWNED)
+        yield from (f"trainer.{fault}" for fault in wrong)
         for key in STATED:
             if key not in self.trainer:
                 yield f"trainer.{key}: missing; state it, since TRL's default is not R1's"
@@ -97,14 +107,10 @@ class Config(StageConfig):
                 f"micro_batch: {self.micro_batch} does not divide prompts_per_step x generations = {batch}; "
                 f"the nearest that does is {nearest}"
             )
-        every, per_rollout = (
-            self.trainer.get("save_steps"),
-            self.updates_per_rollout * self.trainer.get("num_iterations", 1),
-        )
-        if isinstance(every, int) and every % per_rollout:
+        if not wrong and self.save_steps % self.steps_per_rollout:
             yield (
-                f"trainer.save_steps: {every} is no multiple of updates_per_rollout x num_iterations = {per_rollout}; "
-                "a run resumed inside a rollout would not be the run that was interrupted"
+                f"trainer.save_steps: {self.save_steps} is no multiple of updates_per_rollout x num_iterations = "
+                f"{self.steps_per_rollout}; a run resumed inside a rollout would not be the run that was interrupted"
             )
         names = [reward.name for reward in self.rewards]
         for name in sorted({name for name in names if names.count(name) > 1}):

@@ -1,0 +1,128 @@
+"""What every training stage does around transformers' Trainer: arguments, resume, metrics, progress, checkpoints."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainingArguments
+
+from r1lite.artifacts import newest_checkpoint, seal
+from r1lite.observe import MetricsFile, Progress, say
+
+if TYPE_CHECKING:
+    from r1lite.worker import Stage
+
+# Tokens, padding included, that go through the model at once where a recipe does not say `micro_batch`.
+MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+def training_arguments(
+    stage: "Stage",
+    config: Any,
+    global_batch: int,
+    row_tokens: int,
+    max_steps: int,
+    arguments: type = TrainingArguments,
+    **more: Any,
+) -> Any:
+    """TrainingArguments, or GRPOConfig, from a stage's config: r1lite's own settings, then the recipe's `trainer:`."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro_batch = config.micro_batch or derive_micro_batch(
+        global_batch // world, MICRO_BATCH_TOKENS[device] // row_tokens
+    )
+    settings = {
+        "bf16": device == "cuda",
+        "use_cpu": device == "cpu",
+        "report_to": "none",
+        "save_steps": 50,
+        **config.trainer,
+        "output_dir": str(stage.path / "checkpoints"),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": global_batch // world // micro_batch,
+        "max_steps": max_steps,
+        "seed": config.seed,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "save_total_limit": 2,
+        **more,
+    }
+    settings.pop("num_train_epochs", None)
+    return arguments(**settings)
+
+
+def derive_micro_batch(batch: int, most: int) -> int:
+    """The largest divisor of `batch` that is at most `most`; at least 1."""
+    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(most, 1))
+
+
+class StageCallback(TrainerCallback):  # type: ignore[misc]
+    """Metrics, progress lines, probes and sealed checkpoints of a training stage.
+
+    `prober` is the RolloutTrainer of a GRPO stage, which has probes, phases to time and a reference model to keep.
+    """
+
+    def __init__(self, stage: "Stage", steps: int, prober: Any = None) -> None:
+        self.stage, self.steps, self.prober = stage, steps, prober
+        self.last: dict[str, Any] = {}
+        self.metrics: MetricsFile | None = None
+
+    def train(self, trainer: Any) -> None:
+        """Train, from the newest whole checkpoint where there is one, and save the model as plain safetensors."""
+        checkpoint = newest_checkpoint(self.stage.path / "checkpoints")
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        if checkpoint:
+            say(f"  resuming from step {step} of {self.steps}")
+        self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
+        self.progress = Progress(self.steps, step)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(str(self.stage.path / "model"))
+        (self.stage.path / "model" / "training_args.bin").unlink()  # a pickle, and all of it is in spec.json
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.prober and self.prober.config.probe and state.global_step == 0:
+            self.write(0, {"probe/pass@1": self.prober.probe()})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        row = dict(logs or {})
+        if "train_runtime" in row or not state.is_world_process_zero:  # the closing summary is no step
+            return
+        self.progress.advance(state.global_step - self.progress.done)
+        if self.prober:
+            row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()}
+            probe = self.prober.config.probe
+            if probe and (state.global_step % probe.every_steps == 0 or state.global_step == self.steps):
+                row["probe/pass@1"] = self.prober.probe()
+        self.write(state.global_step, row)
+        self.last = row
+        if state.global_step % max(1, self.steps // 100) == 0:
+            say(f"  step {state.global_step}/{self.steps}  {summary(row)}  ETA {self.progress.eta()}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            if self.prober:
+                self.prober.save_reference(checkpoint)
+            seal(checkpoint)
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        assert self.metrics is not None
+        self.metrics.write(step, row)
+
+
+def summary(row: dict[str, Any]) -> str:
+    """The part of a metrics row that one watches."""
+    if "reward" not in row:
+        return f"loss {row['loss']:.4f}"
+    parts = [
+        f"reward {row['reward']:.3f}",
+        f"pass {row['pass_rate']:.3f}",
+        f"length {row['completions/mean_length']:.1f}",
+        f"signal {1 - row['frac_reward_zero_std']:.0%}",
+        f"{row['step_time']:.1f} s",
+    ]
+    if "probe/pass@1" in row:
+        parts.append(f"held-out {row['probe/pass@1']:.3f}")
+    return "  ".join(parts)
