@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from r1lite import report
+from r1lite import observe, report
 from r1lite.artifacts import Artifact, read_json
 from r1lite.pipeline import StageFailed, plan, run
 from r1lite.recipe import build_recipe, load_recipe
@@ -86,6 +86,8 @@ def evaluate(
         "temperature": temperature, "top_p": top_p, "prompt": prompt, "seed": seed, "reward": {"use": reward},
         "limit": limit, "engine": engine,
     }  # fmt: skip
+    if as_json:
+        observe.stream = sys.stderr
     recipe = build_recipe({"name": "eval", "stages": {"report": stage}}, "r1lite eval")
     (planned,) = run(recipe, runs)
     results = read_json(planned.artifact.path / "report.json")
@@ -115,13 +117,9 @@ def show(
 def main() -> None:
     """Run the command line; a user's mistake is a line on stderr and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        app()
     except StageFailed as failed:
         sys.exit(fail(str(failed), 1))
-    except KeyboardInterrupt:
-        sys.exit(fail("interrupted; the same command goes on from the last checkpoint", 1))
     except ValueError as error:
         sys.exit(fail(str(error), 2))
     except OSError as error:

@@ -9,10 +9,12 @@ from typing import Any
 
 from r1lite.records import write_text
 
+stream = sys.__stdout__  # where `say` speaks; a command whose stdout is data sets it to stderr
+
 
 def say(line: str) -> None:
     """A line for the person; libraries' chatter goes to stderr and the log instead."""
-    print(line, file=sys.__stdout__, flush=True)
+    print(line, file=stream, flush=True)
 
 
 class MetricsFile:

@@ -145,11 +145,15 @@ def run_stage(planned: Planned) -> None:
             text=True,
         )
         assert worker.stdout is not None
-        for line in worker.stdout:
-            say(line.rstrip("\n"))
-            file.write(line)
-            file.flush()
-        code = worker.wait()
+        try:
+            for line in worker.stdout:
+                say(line.rstrip("\n"))
+                file.write(line)
+                file.flush()
+            code = worker.wait()
+        except KeyboardInterrupt:
+            worker.kill()
+            raise StageFailed(f"stage {planned.spec.stage} was interrupted; the same command goes on with it") from None
     if code or not artifact.done:
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
         raise StageFailed(

@@ -92,6 +92,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self.progress.advance(state.global_step - self.progress.done)
         if self.prober:
             row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()}
+            self.prober.seconds = {}  # a step without a rollout of its own has no such times
             probe = self.prober.config.probe
             if probe and (state.global_step % probe.every_steps == 0 or state.global_step == self.steps):
                 row["probe/pass@1"] = self.prober.probe()
