@@ -5,11 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from r1lite.records import write_text
 
-stream = sys.__stdout__  # where `say` speaks; a command whose stdout is data sets it to stderr
+stream: TextIO | None = sys.__stdout__  # where `say` speaks; a command whose stdout is data sets it to stderr
 
 
 def say(line: str) -> None:

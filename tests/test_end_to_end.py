@@ -13,11 +13,8 @@ from r1lite.observe import read_metrics
 
 pytestmark = pytest.mark.slow
 README = Path("README.md").read_text()
-COMMANDS = [
-    line.split("#  ")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [re.split(r"\s+#", line)[0] for block in BLOCKS for line in block.splitlines()]
 
 
 def shell(command: str) -> subprocess.CompletedProcess:
