@@ -54,7 +54,7 @@ def draw_pass_at_k(stage: Path, results: list[dict[str, Any]]) -> None:
             axis.fill_between(ks, *bounds, color=line.get_color(), alpha=0.2, lw=0)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
-        axis.set(title=name, xlabel="k", ylabel="pass@k", ylim=(0, 1))
+        axis.set(title=name, xlabel="k", ylabel="pass@k", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, loc="lower right")
     save(figure, "pass@k", stage)

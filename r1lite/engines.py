@@ -63,16 +63,13 @@ def pick_engine(name: str) -> str:
     return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "transformers"
 
 
-def open_engine(
-    name: str, path: Path, tokenizer: Any, max_length: int, seed: int, memory_share: float = 0.85, dtype: str = "auto"
-) -> Engine:
+def open_engine(name: str, path: Path, tokenizer: Any, max_length: int, seed: int) -> Engine:
     """An engine with a model directory's weights; prompt and completion have at most `max_length` tokens together."""
     from r1lite.models import end_tokens, load_generation_config, load_model
 
     if pick_engine(name) == "vllm":
-        eos_token_ids = end_tokens(load_generation_config(path), tokenizer)
-        return VLLMEngine(path, eos_token_ids, max_length, memory_share, dtype, seed)
-    model = load_model(path, dtype)
+        return VLLMEngine(path, end_tokens(load_generation_config(path), tokenizer), max_length, seed)
+    model = load_model(path, "auto")
     return TransformersEngine(model, end_tokens(model.generation_config, tokenizer), tokenizer.pad_token_id)
 
 
@@ -183,7 +180,10 @@ def sample(logits_BV: "torch.Tensor", sampling: Sampling, generator: "torch.Gene
 
 
 class VLLMEngine:
-    """vLLM in this process and on this GPU; with `sync` it follows a model that trains beside it.
+    """vLLM on this process's GPU.
+
+    With `in_process` it can follow, by `sync`, a model that trains beside it. Without, it has a process of its own, and
+    gives the GPU's memory back when it is closed.
 
     Its random stream starts from `seed` and goes on from call to call; a seed of its own for each request would make
     vLLM sample row by row. So runs with it are reproducible in distribution, not token by token.
@@ -193,9 +193,16 @@ class VLLMEngine:
     batch = 8192
 
     def __init__(
-        self, path: Path, eos_token_ids: list[int], max_length: int, memory_share: float, dtype: str, seed: int
+        self,
+        path: Path,
+        eos_token_ids: list[int],
+        max_length: int,
+        seed: int,
+        memory_share: float = 0.85,
+        dtype: str = "auto",
+        in_process: bool = False,
     ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are handed over inside this process
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
         from vllm import LLM
 
         self.eos_token_ids = eos_token_ids
@@ -211,19 +218,13 @@ class VLLMEngine:
         )
 
     def sync(self, model: Any) -> None:
-        target = self.llm.llm_engine.model_executor.driver_worker.model_runner.model
-        target.load_weights((name, parameter.data) for name, parameter in model.named_parameters())
+        weights = [(name, parameter.data) for name, parameter in model.named_parameters()]
+        self.llm.collective_rpc(lambda worker: worker.model_runner.model.load_weights(weights))
         self.llm.reset_prefix_cache()
 
     def close(self) -> None:
-        import gc
-
-        import torch
-
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        gc.collect()
-        torch.cuda.empty_cache()
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         from vllm import SamplingParams

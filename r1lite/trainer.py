@@ -18,7 +18,7 @@ from safetensors.torch import save_model
 from trl import GRPOConfig, GRPOTrainer
 
 from r1lite.curves import draw_training
-from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, open_engine, pick_engine
+from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, VLLMEngine, pick_engine
 from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.models import end_tokens, load_model, load_tokenizer
 from r1lite.problems import load_problems
@@ -238,16 +238,17 @@ def grpo_engine(
     config: "Config", arguments: GRPOConfig, path: Path, model: Any, tokenizer: Any, longest_prompt: int
 ) -> Engine:
     """vLLM beside the model, or the model itself."""
+    eos_token_ids = end_tokens(model.generation_config, tokenizer)
     if pick_engine(config.engine) == "transformers":
-        return TransformersEngine(model, end_tokens(model.generation_config, tokenizer), tokenizer.pad_token_id)
-    return open_engine(
-        "vllm",
+        return TransformersEngine(model, eos_token_ids, tokenizer.pad_token_id)
+    return VLLMEngine(
         path,
-        tokenizer,
+        eos_token_ids,
         longest_prompt + config.max_tokens,
         config.seed,
         memory_share=arguments.vllm_gpu_memory_utilization,
         dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
+        in_process=True,
     )
 
 

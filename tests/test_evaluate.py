@@ -78,9 +78,9 @@ def test_an_interrupted_evaluation_asks_only_for_what_is_missing(scripted):
 
 def test_lengths_of_right_and_wrong_are_told_apart():
     rows = [
-        {"problem_id": "a", "right": right, "length": length, "truncated": cut, "completion": text}
+        {"problem_id": "a", "reward/accuracy": right, "length": length, "truncated": cut, "completion": text}
         for right, length, cut, text in [(1.0, 10, False, "wait"), (0.0, 30, True, "so")]
     ]
-    result = summarize(rows, 2)
+    result = summarize(rows, 2, "accuracy")
     assert (result["mean_length"], result["mean_length_right"], result["mean_length_wrong"]) == (20, 10, 30)
     assert (result["truncated"], result["reflective_words"]) == (0.5, 0.5)

@@ -1,6 +1,8 @@
 """Evaluation: k samples a problem, pass@1 as their mean (DeepSeek-R1, arXiv 2501.12948v2, D.1)."""
 
 from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -38,21 +40,15 @@ class Config(StageConfig):
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """report.json: {"protocol": {...}, "results": [one object for each model and set of problems]}."""
     from r1lite.curves import draw_pass_at_k
-    from r1lite.engines import open_engine
-    from r1lite.models import load_tokenizer
 
     problem_sets = {name: load_problems(name, config.limit) for name in config.problems}
     results = []
     for model in config.models:
-        path = stage.resolve(model)
-        tokenizer = load_tokenizer(path)
-        prompts = {name: encode_all(config, tokenizer, problems) for name, problems in problem_sets.items()}
-        longest = max(len(ids) for encoded in prompts.values() for ids in encoded)
-        engine = open_engine(config.engine, path, tokenizer, longest + config.max_tokens, config.seed)
-        for name, problems in problem_sets.items():
-            rows = sample_all(config, stage, engine, tokenizer, model, name, problems, prompts[name])
-            results.append({"model": model, "problems": name, "engine": engine.name, **summarize(rows, config.samples)})
-        engine.close()
+        samples = sample_model(config, stage, model, problem_sets)
+        results += [
+            {"model": model, "problems": name, **summarize(rows, config.samples, config.reward.name)}
+            for name, rows in samples.items()
+        ]
     write_json(stage.path / "report.json", {"protocol": protocol(config), "results": results})
     draw_pass_at_k(stage.path, results)
     return {"results": results}
@@ -63,39 +59,60 @@ def protocol(config: Config) -> dict[str, Any]:
     return config.model_dump(include=keys)
 
 
-def encode_all(config: Config, tokenizer: Any, problems: list[Problem]) -> list[list[int]]:
-    return [encode(tokenizer, render(config.prompt, problem.problem)) for problem in problems]
+def sample_model(
+    config: Config, stage: "Stage", model: str, problem_sets: dict[str, list[Problem]]
+) -> dict[str, list[dict[str, Any]]]:
+    """A model's graded samples by set of problems: those that an interrupted run has left, and the missing ones."""
+    from r1lite.engines import open_engine
+    from r1lite.models import load_tokenizer
+
+    folders = {name: stage.path / "samples" / f"{digest(model)[:8]}-{digest(name)[:8]}" for name in problem_sets}
+    samples = {name: read_parts(folder) for name, folder in folders.items()}
+    missing = {}
+    for name, problems in problem_sets.items():
+        there = {row["problem_id"] for row in samples[name]}
+        missing[name] = [problem for problem in problems if problem.id not in there]
+    if not any(missing.values()):
+        return samples
+
+    path = stage.resolve(model)
+    tokenizer = load_tokenizer(path)
+    longest = max(
+        len(encode(tokenizer, render(config.prompt, problem.problem)))
+        for problems in problem_sets.values()
+        for problem in problems
+    )
+    engine = open_engine(config.engine, path, tokenizer, longest + config.max_tokens, config.seed)
+    for name, problems in missing.items():
+        say(f"  {model} on {name}: {len(problems)} problems to sample, {len(problem_sets[name]) - len(problems)} done")
+        samples[name] += sample_missing(config, engine, tokenizer, problems, folders[name])
+    engine.close()
+    return samples
 
 
-def sample_all(
-    config: Config,
-    stage: "Stage",
-    engine: "Engine",
-    tokenizer: Any,
-    model: str,
-    name: str,
-    problems: list[Problem],
-    prompts: list[list[int]],
+def read_parts(folder: Path) -> list[dict[str, Any]]:
+    return [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
+
+
+def sample_missing(
+    config: Config, engine: "Engine", tokenizer: Any, problems: list[Problem], folder: Path
 ) -> list[dict[str, Any]]:
-    """The graded samples of all problems, kept in parts; what an interrupted run has left is not made again."""
+    """Sample and grade problems, a part file a batch, so that a crash costs a batch at most."""
     from r1lite.engines import Sampling, chunks
 
-    folder = stage.path / "samples" / f"{digest(model)[:8]}-{digest(name)[:8]}"
-    rows = [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
-    done = {row["problem_id"] for row in rows}
-    pending = [(problem, ids) for problem, ids in zip(problems, prompts, strict=True) if problem.id not in done]
-    progress = Progress(len(problems), len(done))
-    for batch in chunks(pending, max(1, engine.batch // config.samples)):
-        seed = int(digest(f"{config.seed}/{batch[0][0].id}")[:8], 16)
+    rows: list[dict[str, Any]] = []
+    progress = Progress(len(problems))
+    for batch in chunks(problems, max(1, engine.batch // config.samples)):
+        seed = int(digest(f"{config.seed}/{batch[0].id}")[:8], 16)
         sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=seed)
-        groups = engine.generate([ids for _, ids in batch], config.samples, sampling)
-        graded = to_rows(config, tokenizer, [problem for problem, _ in batch], groups, seed)
+        prompts = [encode(tokenizer, render(config.prompt, problem.problem)) for problem in batch]
+        graded = to_rows(config, tokenizer, batch, engine.generate(prompts, config.samples, sampling), seed)
         write_parquet(folder / f"part_{len(list(folder.glob('part_*'))):05d}.parquet", graded)
         rows += graded
         progress.advance(len(batch))
-        right = mean_or_none([row["reward/" + config.reward.name] for row in rows])
-        say(f"  {model} on {name}: {progress.done}/{progress.total} problems, pass@1 {right:.3f}, ETA {progress.eta()}")
-    return [{**row, "right": row["reward/" + config.reward.name]} for row in rows]
+        right = fmean(row[f"reward/{config.reward.name}"] for row in rows)
+        say(f"  {progress.done}/{progress.total} problems, pass@1 {right:.3f}, ETA {progress.eta()}")
+    return rows
 
 
 def to_rows(
@@ -118,11 +135,12 @@ def to_rows(
     ]
 
 
-def summarize(rows: list[dict[str, Any]], samples: int) -> dict[str, Any]:
-    """Metrics of graded samples, rows with problem_id, right (0 or 1), length, truncated and completion."""
+def summarize(rows: list[dict[str, Any]], samples: int, right_by: str) -> dict[str, Any]:
+    """Metrics of graded samples; `right_by` names the reward, 0 or 1, that says which are right."""
+    score = f"reward/{right_by}"
     by_problem: dict[str, list[float]] = {}
     for row in rows:
-        by_problem.setdefault(row["problem_id"], []).append(row["right"])
+        by_problem.setdefault(row["problem_id"], []).append(row[score])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= samples]
     pass_at = {k: estimate([pass_at_k(samples, round(sum(right)), k) for right in by_problem.values()]) for k in ks}
     return {
@@ -132,8 +150,8 @@ def summarize(rows: list[dict[str, Any]], samples: int) -> dict[str, Any]:
         "pass@1_ci_problems": [pass_at[1].low, pass_at[1].high],
         "pass@k": {str(k): asdict(value) for k, value in pass_at.items()},
         "mean_length": mean_or_none([row["length"] for row in rows]),
-        "mean_length_right": mean_or_none([row["length"] for row in rows if row["right"]]),
-        "mean_length_wrong": mean_or_none([row["length"] for row in rows if not row["right"]]),
+        "mean_length_right": mean_or_none([row["length"] for row in rows if row[score]]),
+        "mean_length_wrong": mean_or_none([row["length"] for row in rows if not row[score]]),
         "truncated": mean_or_none([float(row["truncated"]) for row in rows]),
         "reflective_words": mean_or_none([float(reflective_words(row["completion"])) for row in rows]),
     }

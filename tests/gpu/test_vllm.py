@@ -1,5 +1,7 @@
 """On an NVIDIA GPU with vLLM: its engine samples from the same distribution as the model, also after a sync."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,7 +21,15 @@ PROMPTS = [[7, 8, 9], [10, 11, 12, 13], [9, 9]]
 def engine():
     tokenizer = load_tokenizer(BASE)
     model = load_model(BASE, "float32")
-    engine = VLLMEngine(BASE, end_tokens(model.generation_config, tokenizer), 128, 0.3, "float32", 0)
+    engine = VLLMEngine(
+        Path(BASE),
+        end_tokens(model.generation_config, tokenizer),
+        128,
+        0,
+        memory_share=0.3,
+        dtype="float32",
+        in_process=True,
+    )
     yield engine, model
     engine.close()
 
