@@ -1,12 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from r1lite.artifacts import Artifact, Spec, read_json
 from r1lite.models import load_tokenizer
 from r1lite.observe import read_metrics
+from r1lite.pipeline import plan
+from r1lite.recipe import load_recipe
 from r1lite.stages import base, evaluate
-from r1lite.strict_yaml import load_yaml
 from r1lite.worker import Stage
 
 
@@ -65,6 +69,12 @@ def test_pre_training_resumes_exactly(tmp_path):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_the_shipped_base_is_what_its_recipe_would_make(tmp_path):
+    (planned, _) = plan(load_recipe(Path("recipes/tiny/base.yaml")), tmp_path)
+    remedy = "make base && python scripts/ship_base.py"
+    assert planned.spec.key == load_front_matter("data/tiny_base/README.md")["key"], remedy
+
+
 @pytest.mark.slow
 def test_the_shipped_base_still_measures_as_its_card_says(tmp_path):
     card = load_front_matter("data/tiny_base/README.md")
@@ -79,10 +89,4 @@ def test_the_shipped_base_still_measures_as_its_card_says(tmp_path):
 
 
 def load_front_matter(path: str) -> dict:
-    from pathlib import Path
-    from tempfile import NamedTemporaryFile
-
-    with NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(Path(path).read_text().split("---")[1])
-        file.flush()
-        return load_yaml(Path(file.name))
+    return yaml.safe_load(Path(path).read_text().split("---")[1])

@@ -74,6 +74,11 @@ def test_a_command_of_the_readme(zero, command, tmp_path):
     assert expected[name] in done.stdout
 
 
+def test_the_benchmark_prints_its_ratio():
+    done = shell("python bench/rollouts.py --prompts 2 --generations 2 --max-tokens 16 --repeat 1")
+    assert re.search(r"^ratio +\d+\.\d+$", done.stdout, re.MULTILINE), done.stderr
+
+
 def test_make_check_and_help():
     assert "recipes/tiny/zero.yaml is right" in shell(f"make check PYTHON={sys.executable} VENV=").stdout
     assert "zero" in shell("make help").stdout
