@@ -74,21 +74,26 @@ def state_of(spec: Spec, artifact: Artifact, others: list[Artifact], waiting: li
         return "done", "all of its inputs are as they were"
     if artifact.path.exists():
         return "resume", "it was interrupted"
-    for other in others:
-        if other.done:
-            return "run", "; ".join(changes(other.spec.inputs, spec.inputs)) or "its key has changed"
+    compared = [changes(other.spec.inputs, spec.inputs) for other in others if other.done]
+    if compared:
+        return "run", shorten(min(compared, key=len))  # what differs from the artifact that is most like it
     return "run", "it has not run yet" if not waiting else f"it waits for {', '.join(waiting)}"
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two stages' inputs, a phrase each, the first three and a count."""
+    """What differs between two stages' inputs, a phrase each."""
     before, after = flatten(old), flatten(new)
-    phrases = [
+    return [
         phrase(path, before.get(path), after.get(path))
         for path in sorted({*before, *after})
         if before.get(path) != after.get(path)
     ]
-    return phrases[:3] + ([f"and {len(phrases) - 3} more"] if len(phrases) > 3 else [])
+
+
+def shorten(phrases: list[str]) -> str:
+    """The first three phrases, and how many more there are."""
+    more = [f"and {len(phrases) - 3} more"] if len(phrases) > 3 else []
+    return "; ".join(phrases[:3] + more)
 
 
 def phrase(path: str, before: Any, after: Any) -> str:

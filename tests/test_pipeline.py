@@ -102,6 +102,14 @@ def test_a_changed_value_is_named_with_both_values(project):
     assert states(project, "stages.other.samples=3")["zero"][0] == "done"
 
 
+def test_the_reason_is_the_difference_from_the_artifact_that_is_most_alike(project):
+    finish(project, "seed=1")
+    finish(project)
+    finish(project, "seed=2")
+    (project / "reward.py").write_text(REWARD + "# a comment\n")
+    assert states(project)["zero"] == ("run", f"{project / 'reward.py'} has changed")
+
+
 def test_another_models_weights_change_the_key(project, toy_model, tmp_path_factory):
     model = tmp_path_factory.mktemp("copy") / "model"
     shutil.copytree(toy_model, model)
