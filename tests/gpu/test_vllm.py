@@ -10,11 +10,20 @@ if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 pytest.importorskip("vllm")
 
-from r1lite.engines import Sampling, VLLMEngine  # noqa: E402
+from r1lite.engines import Sampling, VLLMEngine, open_engine  # noqa: E402
 from r1lite.models import end_tokens, load_model, load_tokenizer  # noqa: E402
 
 BASE = "data/tiny_base"
 PROMPTS = [[7, 8, 9], [10, 11, 12, 13], [9, 9]]
+
+
+def test_a_closed_engine_gives_the_gpu_back():
+    """As in an evaluation of two models: each engine asks for most of the memory. It comes first in this file, since the
+    engine of the tests below lives in this process and keeps its share to the end."""
+    for _ in range(2):
+        engine = open_engine("vllm", Path(BASE), load_tokenizer(BASE), 128, 0)
+        assert len(engine.generate(PROMPTS, 4, Sampling(64))) == len(PROMPTS)
+        engine.close()
 
 
 @pytest.fixture(scope="module")
