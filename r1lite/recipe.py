@@ -59,6 +59,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     *steps, last = path.split(".")
     if not equals or not path:
         raise ValueError(f"--set {override}: write PATH=VALUE, as in stages.zero.trainer.max_steps=10")
+    try:
+        value = parse_value(text)
+    except ValueError as error:
+        raise ValueError(f"--set {override}: {error}") from None
     target: Any = data
     for step in steps:
         target = (
@@ -71,9 +75,9 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if isinstance(target, list):
         if not last.isdigit() or int(last) >= len(target):
             raise ValueError(f"--set {override}: {last!r} is not an index below {len(target)}")
-        target[int(last)] = parse_value(text)
+        target[int(last)] = value
     else:
-        target[last] = parse_value(text)
+        target[last] = value
 
 
 def build_recipe(data: dict[str, Any], source: str) -> Recipe:

@@ -56,6 +56,11 @@ def digest(content: str | bytes) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
+def seed_from(text: str) -> int:
+    """A sampling seed, 32 bits, that follows from a text alone."""
+    return int(digest(text)[:8], 16)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader, or a crash, sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

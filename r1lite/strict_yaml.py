@@ -42,8 +42,11 @@ def load_yaml(path: Path) -> Any:
 
 
 def parse_value(text: str) -> Any:
-    """A value given on the command line, read as YAML would read it."""
-    return yaml.load(text, Loader)
+    """A value given on the command line, read as YAML would read it; ValueError where that is malformed."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is malformed YAML: {getattr(error, 'problem', None) or error}") from None
 
 
 def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> list[str]:
@@ -54,7 +57,7 @@ def explain(error: ValidationError, model: type[BaseModel], path: str = "") -> l
 def explain_one(item: dict[str, Any], model: type[BaseModel], path: str) -> str:
     location = ".".join([path, *map(str, item["loc"])] if path else map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        key, valid = str(item["loc"][-1]), fields_at(model, item["loc"][:-1])
+        key, valid = str(item["loc"][-1]), list(model_at(model, item["loc"][:-1]).model_fields)
         return f"{location}: unknown key{did_you_mean(key, valid)}; valid here: {', '.join(valid)}"
     if item["type"] == "missing":
         return f"{location}: missing; {describe(model, item['loc'])}"
@@ -63,14 +66,13 @@ def explain_one(item: dict[str, Any], model: type[BaseModel], path: str) -> str:
     return f"{location}: {message}; got {value if len(value) < 80 else value[:77] + '...'}"
 
 
-def fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that are valid where an unknown one was found."""
+def model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model that a location inside `model` leads to."""
     for step in location:
         if isinstance(step, str) and step in model.model_fields:
             inner = models_in(model.model_fields[step].annotation)
-            if inner:
-                model = inner[0]
-    return list(model.model_fields)
+            model = inner[0] if inner else model
+    return model
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -80,11 +82,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def describe(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    parent = model
-    for step in location[:-1]:
-        if isinstance(step, str) and step in parent.model_fields and models_in(parent.model_fields[step].annotation):
-            parent = models_in(parent.model_fields[step].annotation)[0]
-    info = parent.model_fields.get(str(location[-1]))
+    info = model_at(model, location[:-1]).model_fields.get(str(location[-1]))
     return info.description if info and info.description else "it has no default"
 
 

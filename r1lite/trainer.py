@@ -23,7 +23,7 @@ from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.models import end_tokens, load_model, load_tokenizer
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render, text_of
-from r1lite.records import Problem, Rollout, digest, write_parquet
+from r1lite.records import Problem, Rollout, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
 from r1lite.training import StageCallback, training_arguments
 
@@ -72,6 +72,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
     def __init__(self, config: "Config", stage: "Stage", **arguments: Any) -> None:
         super().__init__(**arguments)
         self.config, self.stage = config, stage
+        self.probed = load_problems(config.probe.problems, config.probe.limit) if config.probe else []
         self.seconds: dict[str, float] = {}
         self.sampled: list[Completion] = []
         self.synced_step = 0
@@ -93,9 +94,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def rollout_seed(self) -> int:
         """A function of the step alone, so that a resumed run samples what the uninterrupted one would have."""
-        return int(
-            digest(f"{self.config.seed}/rollout/{self.state.global_step}/{self.accelerator.process_index}")[:8], 16
-        )
+        return seed_from(f"{self.config.seed}/rollout/{self.state.global_step}/{self.accelerator.process_index}")
 
     def _calculate_rewards(self, *arguments: Any) -> Any:
         start = time.perf_counter()
@@ -150,13 +149,12 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
         probe = self.config.probe
         assert probe is not None
-        problems = load_problems(probe.problems, probe.limit)
-        prompts = [encode(self.processing_class, render(self.config.prompt, problem.problem)) for problem in problems]
+        prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
         self.engine.sync(self.accelerator.unwrap_model(self.model))
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
         groups = self.engine.generate(prompts, probe.samples, sampling)
         reward = load_reward(self.config.rewards[0])
-        _, scores = grade(reward, self.processing_class, self.config.prompt, problems, groups)
+        _, scores = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
         return fmean(score or 0.0 for score in scores)
 
 

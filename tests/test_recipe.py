@@ -86,6 +86,8 @@ MALFORMED = [
     ("rewards.math:accuracy", "rewards.maths:accuracy", "stages.zero.rewards.0.use:", "no module 'rewards.maths'"),
     ("rewards.math:accuracy", "accuracy", "stages.zero.rewards.0.use:", "write module:function"),
     ("max_steps: 2", "max_step: 2", "stages.zero.trainer.max_step: not a field of GRPOConfig", "mean 'max_steps'?"),
+    ("max_steps: 2", "max_steps: 0", "stages.zero.trainer.max_steps:", "whole number of at least 1"),
+    ("beta: 0.0", "beta: 0.0, num_iterations: 0", "stages.zero.trainer.num_iterations:", "whole number of at least 1"),
     ("max_steps: 2", "max_steps: many", "stages.zero.trainer.max_steps: must be int", "'many'"),
     ("max_steps: 2, ", "", "stages.zero.trainer:", "one of max_steps and num_train_epochs"),
     ("beta: 0.0", "num_generations: 4", "stages.zero.trainer.num_generations:", "use generations instead"),
@@ -128,7 +130,9 @@ def test_overrides_are_typed_as_in_yaml(tmp_path):
     assert zero.seed == recipe.stages["report"].seed == 7
 
 
-@pytest.mark.parametrize("override", ["stages.zero", "stages.nil.seed=1", "stages.zero.rewards.9.weight=1", "=1"])
+@pytest.mark.parametrize(
+    "override", ["stages.zero", "stages.nil.seed=1", "stages.zero.rewards.9.weight=1", "=1", "seed=["]
+)
 def test_an_override_that_hits_nothing_is_an_error(tmp_path, capsys, monkeypatch, override):
     code, err = check(tmp_path, capsys, monkeypatch, RECIPE, "--set", override)
     assert (code, err.startswith(f"error: --set {override}")) == (2, True)

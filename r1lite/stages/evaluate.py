@@ -11,7 +11,7 @@ from r1lite.metrics import estimate, mean_or_none, pass_at_k, reflective_words
 from r1lite.observe import Progress, say
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
-from r1lite.records import Problem, Rollout, digest, read_rows, write_json, write_parquet
+from r1lite.records import Problem, Rollout, digest, read_rows, seed_from, write_json, write_parquet
 from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
 
@@ -103,7 +103,7 @@ def sample_missing(
     rows: list[dict[str, Any]] = []
     progress = Progress(len(problems))
     for batch in chunks(problems, max(1, engine.batch // config.samples)):
-        seed = int(digest(f"{config.seed}/{batch[0].id}")[:8], 16)
+        seed = seed_from(f"{config.seed}/{batch[0].id}")
         sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=seed)
         prompts = [encode(tokenizer, render(config.prompt, problem.problem)) for problem in batch]
         graded = to_rows(config, tokenizer, batch, engine.generate(prompts, config.samples, sampling), seed)

@@ -94,6 +94,11 @@ class Config(StageConfig):
     def faults(self) -> Iterator[str]:
         wrong = check_trainer(self.trainer, "GRPOConfig", OWNED)
         yield from (f"trainer.{fault}" for fault in wrong)
+        for key in ("max_steps", "num_iterations", "save_steps"):
+            value = self.trainer.get(key, 1)
+            if not wrong and (not isinstance(value, int) or value < 1):
+                wrong.append(key)
+                yield f"trainer.{key}: must be a whole number of at least 1; got {value!r}"
         for key in STATED:
             if key not in self.trainer:
                 yield f"trainer.{key}: missing; state it, since TRL's default is not R1's"
