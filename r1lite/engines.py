@@ -203,6 +203,8 @@ class VLLMEngine:
         in_process: bool = False,
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
+        # Asking torch whether there is a GPU is enough to make CUDA fail in a forked process.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         from vllm import LLM
 
         self.eos_token_ids = eos_token_ids
