@@ -22,6 +22,7 @@ TEMPLATES = {
 
 COMPLETION = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
 TAG = re.compile(r"</?(?:think|answer)>")
+BRACE = re.compile(r"\\\\|\\[{}]|[{}]")  # an escaped brace is text
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 
 
@@ -53,7 +54,7 @@ def parse(completion: str) -> Parsed | None:
     """The parts of `<think>...</think><answer>...</answer>`; None when the completion is anything else.
 
     Strict, since what is not checked is what a policy learns to exploit: each tag exactly once and in this order, and
-    nothing but white space before, between and after.
+    nothing but white space before, between and after. Where the prompt has opened the thinking, put that in front.
     """
     if TAG.findall(completion) != TAGS:
         return None
@@ -61,6 +62,63 @@ def parse(completion: str) -> Parsed | None:
     return Parsed(match["think"].strip(), match["answer"].strip()) if match else None
 
 
+def reasoning(completion: str) -> str:
+    """What stands between `<think>` and the last `</think>`, or the end where it is not closed; "" without tags."""
+    thought, closed, _ = completion.rpartition("</think>")
+    _, opened, inside = (thought if closed else completion).partition("<think>")
+    return inside if opened else thought
+
+
+def after_reasoning(completion: str) -> str:
+    """What follows the last `</think>`; all where nothing was thought, and "" where the thinking has no end."""
+    if "</think>" not in completion and "<think>" in completion:
+        return ""
+    return completion.rpartition("</think>")[2]
+
+
+def final_answer(completion: str) -> str | None:
+    r"""The answer as it is written: the last `<answer>...</answer>` after the reasoning, else the last `\boxed{}` there.
+
+    A box inside `<answer>` is opened. None where there is neither, or where the last one is not closed: what was only
+    thought, or cut off, was not answered.
+    """
+    rest = after_reasoning(completion)
+    _, opened, answer = rest.rpartition("<answer>")
+    if not opened:
+        return boxed(rest)
+    answer, closed, _ = answer.partition("</answer>")
+    if not closed:
+        return None
+    inner = boxed(answer)
+    return answer.strip() if inner is None else inner
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}`, its braces balanced; None where there is none or it is not closed."""
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
+    if start < 0:
+        return None
+    start = text.index("{", start)
+    depth = 0
+    for brace in BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return text[start + 1 : brace.start()].strip()
+    return None
+
+
+def opening(prompt: str) -> str:
+    """What a prompt has already written of the completion: "<think>" where it ends so, else ""."""
+    return "<think>" if prompt.rstrip().endswith("<think>") else ""
+
+
 def text_of(completion: Any) -> str:
     """The text of a completion as TRL hands it to rewards: a string, or the messages of a chat."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+    return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+
+
+def texts_of(completions: list, prefill: list[str] | None = None) -> list[str]:
+    """The texts of completions with what the prompt had already written of each; the column `prefill` holds that."""
+    return [
+        before + text_of(each) for before, each in zip(prefill or [""] * len(completions), completions, strict=True)
+    ]

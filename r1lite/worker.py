@@ -3,10 +3,8 @@
 stdout is for the person (progress, one-line errors); everything that libraries print goes to stderr, which is the log.
 """
 
-import ctypes
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
@@ -19,6 +17,7 @@ from typing import Any
 from r1lite import __version__, models
 from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import say
+from r1lite.pool import end_with_parent
 from r1lite.recipe import KINDS
 from r1lite.stages import base, evaluate, grpo
 
@@ -89,12 +88,6 @@ def device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {os.cpu_count()} cores"
-
-
-def end_with_parent() -> None:
-    """Ask Linux to stop this process when the pipeline that started it dies, however it dies."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 if __name__ == "__main__":

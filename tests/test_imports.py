@@ -9,6 +9,8 @@ import pytest
 ORDER = [
     {"records", "metrics", "strict_yaml"},
     {"observe", "prompts", "plugins", "artifacts"},
+    {"pool"},
+    {"sandbox"},
     {"rewards"},
     {"trainer_keys", "models", "curves"},
     {"problems"},
