@@ -1,4 +1,4 @@
-"""The command line: `r1lite check | plan | run | eval | show`.
+"""The command line: `r1lite check | plan | run | eval | score | show`.
 
 Exit code 0: done; 1: the run failed; 2: the request was wrong.
 """
@@ -15,7 +15,8 @@ from rich.console import Console
 from r1lite import observe, report
 from r1lite.artifacts import Artifact, read_json
 from r1lite.pipeline import StageFailed, plan, run
-from r1lite.recipe import build_recipe, load_recipe
+from r1lite.recipe import build_recipe, load_recipe, prove_rewards
+from r1lite.scoring import score_file, to_reward
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 console = Console() if sys.stdout.isatty() else Console(width=160)  # a log has no width of its own
@@ -30,11 +31,14 @@ Runs = Annotated[Path, typer.Option(help="where runs are kept")]
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Is everything about a recipe right? Tells all errors at once, and starts nothing.
+    """Is everything about a recipe right? Tells all errors at once, tries its rewards, and trains nothing.
 
     [dim]r1lite check recipes/tiny/zero.yaml[/dim]
     """
     loaded = load_recipe(recipe, overrides)
+    proofs = prove_rewards(loaded, list(loaded.stages))
+    if proofs:
+        console.print(report.proofs_table(proofs))
     kinds = ", ".join(f"{name} ({config.kind})" for name, config in loaded.stages.items())
     console.print(f"{recipe} is right: {kinds}")
 
@@ -95,6 +99,27 @@ def evaluate(
         print(json.dumps(results, indent=2))
     else:
         console.print(report.results_table(results))
+
+
+@app.command()
+def score(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help=".jsonl or .parquet with `completion` and more columns")],
+    reward: Annotated[list[str], typer.Option(metavar="REF", help="module:function, path.py:function, or {use: ...}")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="a JSON line for each row, and nothing else on stdout")
+    ] = False,
+) -> None:
+    """Scores of completions that are there already, and where the two graders of the answer disagree.
+
+    [dim]r1lite score completions.jsonl --reward rewards.math:accuracy --reward rewards.format:think_answer[/dim]
+    """
+    scores = score_file(path, [to_reward(reference) for reference in reward])
+    for number, row in enumerate(scores.rows):
+        if as_json:
+            print(json.dumps({"row": number, "scores": row}))
+        else:
+            print(f"row {number}  " + "  ".join(f"{name} {report.number(value)}" for name, value in row.items()))
+    report.print_scores(Console(stderr=True) if as_json else console, scores)
 
 
 @app.command()

@@ -14,7 +14,7 @@ from r1lite.artifacts import SCHEMA, Artifact, Spec, earlier, link_latest
 from r1lite.observe import say
 from r1lite.plugins import source_hashes
 from r1lite.prompts import TEMPLATES
-from r1lite.recipe import Recipe
+from r1lite.recipe import Recipe, prove_rewards
 from r1lite.stages.config import StageConfig, references
 
 
@@ -114,8 +114,12 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def run(recipe: Recipe, runs: Path) -> list[Planned]:
-    """Run what is not done, in order, and return the plan as it stands afterwards. Raises StageFailed or Locked."""
+    """Run what is not done, in order, and return the plan as it stands afterwards.
+
+    Raises StageFailed or Locked, and before anything is run RecipeError where a reward cannot be relied on.
+    """
     download_models(recipe)
+    prove_rewards(recipe, [planned.spec.stage for planned in plan(recipe, runs) if planned.state != "done"])
     for planned in plan(recipe, runs):
         if planned.state == "done":
             say(f"{planned.spec.stage}: done ({planned.artifact.path})")

@@ -12,6 +12,7 @@ from typing import Any, cast
 from r1lite.records import digest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+FROM_FILE = "plugin_"  # begins the names of modules that were loaded from a path
 # What a plug-in may build on and whose edits must therefore show in the keys of what it made.
 TRACKED_PACKAGES = ("rewards", "r1lite")
 
@@ -30,12 +31,19 @@ def load_function(reference: str) -> Callable[..., Any]:
     return cast(Callable[..., Any], function)
 
 
+def reference_to(function: Callable[..., Any]) -> str:
+    """What load_function, in another process, finds a module's function by."""
+    module = sys.modules[function.__module__]
+    name = str(module.__file__) if module.__name__.startswith(FROM_FILE) else module.__name__
+    return f"{name}:{function.__qualname__}"
+
+
 def load_module(name: str) -> ModuleType:
     path = source_file(name)
     try:
         if not name.endswith(".py"):
             return importlib.import_module(name)
-        alias = f"plugin_{digest(str(path))[:12]}"
+        alias = f"{FROM_FILE}{digest(str(path))[:12]}"
         if alias not in sys.modules:
             spec = importlib.util.spec_from_file_location(alias, path)
             assert spec and spec.loader

@@ -1,7 +1,7 @@
 """A pool of processes for work that may never end: every item has a time limit, after which its process is killed.
 
-`pool("rewards.math:equal").map(items)` calls the function on each item, the list of its arguments. Items and results
-are lines of JSON: what a worker makes of a model's text is never unpickled. It works in any thread and in every rank,
+`pool(function).map(items)` calls the function on each item, the list of its arguments. Items and results are lines of
+JSON: what a worker makes of a model's text is never unpickled. It works in any thread and in every rank,
 since it neither forks its caller nor uses signals there.
 
 Each worker is a supervisor with a child (`python -m r1lite.pool`): the child works, the supervisor watches the clock,
@@ -27,7 +27,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from r1lite.plugins import load_function
+from r1lite.plugins import load_function, reference_to
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 2 << 30  # bytes of address space that an item may use
@@ -42,9 +42,9 @@ class Lost(Enum):
 
 
 @functools.cache
-def pool(reference: str, seconds: float = 5.0) -> "Pool":
-    """This process's pool for a function, `module:function`, each call of which may take `seconds`."""
-    return Pool(reference, seconds, workers_here())
+def pool(function: Callable[..., Any], seconds: float = 5.0) -> "Pool":
+    """This process's pool for a function of a module's top level, each call of which may take `seconds`."""
+    return Pool(reference_to(function), seconds, workers_here())
 
 
 def workers_here() -> int:
@@ -54,17 +54,18 @@ def workers_here() -> int:
 
 
 class Pool:
-    """`size` workers, started when they are first needed."""
+    """`size` workers for the function `module:name`, started when they are first needed; `memory` in bytes an item."""
 
-    def __init__(self, reference: str, seconds: float, size: int) -> None:
+    def __init__(self, reference: str, seconds: float, size: int, memory: int = MEMORY) -> None:
         load_function(reference)  # a wrong name is the caller's error
-        self.reference, self.seconds, self.size = reference, seconds, size
+        self.command = [sys.executable, "-m", "r1lite.pool", reference, str(seconds), str(memory)]
+        self.size = size
         self.workers: list[subprocess.Popen] = []
         self.lock = threading.Lock()
         atexit.register(self.close)
 
     def map(self, items: list[list[Any]]) -> list[Any]:
-        """The result for each item, or why there is none; in at most `seconds` x ceil(lost items / workers) + the rest."""
+        """The result for each item, or why there is none. Lost items add at most `seconds` x ceil(lost / workers)."""
         with self.lock:
             try:
                 return self._map(items)
@@ -99,7 +100,7 @@ class Pool:
         while len(self.workers) < count:
             self.workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "r1lite.pool", self.reference, str(self.seconds)],
+                    self.command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     env={**os.environ, "PYTHONPATH": path},
@@ -123,17 +124,17 @@ def read_reply(worker: subprocess.Popen) -> Any:
     return Lost(reply["lost"]) if "lost" in reply else reply["result"]
 
 
-def supervise(reference: str, seconds: float) -> None:
+def supervise(reference: str, seconds: float, memory: int) -> None:
     """Answer each line of stdin with one on stdout, whatever becomes of the child that does the work."""
     function = load_function(reference)
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what the function prints is no reply
-    child = Child(function)
+    child = Child(function, memory)
     for line in sys.stdin.buffer:
         reply = child.answer(line, seconds)
         if isinstance(reply, Lost):
             child.kill()
-            child = Child(function)
+            child = Child(function, memory)
             reply = json.dumps({"lost": reply.value}).encode() + b"\n"
         replies.write(reply)
     child.kill()
@@ -142,13 +143,14 @@ def supervise(reference: str, seconds: float) -> None:
 class Child:
     """A forked process that calls the function on one line after the other."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], memory: int) -> None:
         request_end, self.requests = os.pipe()
         self.replies, reply_end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self.requests)
             os.close(self.replies)
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
             work(function, os.fdopen(request_end, "rb"), os.fdopen(reply_end, "wb", buffering=0))
         os.setpgid(self.pid, self.pid)
         os.close(request_end)
@@ -174,7 +176,6 @@ class Child:
 def work(function: Callable[..., Any], requests: IO[bytes], replies: IO[bytes]) -> NoReturn:
     os.setpgid(0, 0)  # here and in the parent, whoever comes first: what the item starts is killed with it
     end_with_parent()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in requests:
         try:
             reply = json.dumps({"result": function(*json.loads(line))})
@@ -192,4 +193,4 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    supervise(sys.argv[1], float(sys.argv[2]))
+    supervise(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

@@ -90,6 +90,12 @@ def look_at(reference: str) -> None:
         )
 
 
+def is_here(reference: str) -> bool:
+    """Whether the problems can be loaded without a download."""
+    source, _ = resolve(reference)
+    return source.hub is None or cached(source.hub)
+
+
 def cached(hub: Hub) -> bool:
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     return (Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets")) / hub.id.replace("/", "___")).is_dir()

@@ -50,6 +50,13 @@ def encode(tokenizer: Any, prompt: Any) -> list[int]:
     )
 
 
+def prompt_text(tokenizer: Any, prompt: Any) -> str:
+    """A rendered prompt as the model reads it."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+
 def parse(completion: str) -> Parsed | None:
     """The parts of `<think>...</think><answer>...</answer>`; None when the completion is anything else.
 
@@ -70,14 +77,13 @@ def reasoning(completion: str) -> str:
 
 
 def after_reasoning(completion: str) -> str:
-    """What follows the last `</think>`; all where nothing was thought, and "" where the thinking has no end."""
-    if "</think>" not in completion and "<think>" in completion:
-        return ""
-    return completion.rpartition("</think>")[2]
+    """What follows the last `</think>`; all where nothing was thought, and "" where the last thought has no end."""
+    rest = completion.rpartition("</think>")[2]
+    return "" if "<think>" in rest else rest
 
 
 def final_answer(completion: str) -> str | None:
-    r"""The answer as it is written: the last `<answer>...</answer>` after the reasoning, else the last `\boxed{}` there.
+    r"""The answer as it is written: in the last `<answer>...</answer>` after the reasoning, else the last `\boxed{}`.
 
     A box inside `<answer>` is opened. None where there is neither, or where the last one is not closed: what was only
     thought, or cut off, was not answered.
@@ -115,6 +121,11 @@ def opening(prompt: str) -> str:
 def text_of(completion: Any) -> str:
     """The text of a completion as TRL hands it to rewards: a string, or the messages of a chat."""
     return completion if isinstance(completion, str) else completion[-1]["content"] or ""
+
+
+def messages_of(completion: Any) -> list[dict[str, str]]:
+    """A completion as the messages of a chat, whichever of the two it is."""
+    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
 
 
 def texts_of(completions: list, prefill: list[str] | None = None) -> list[str]:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from r1lite import models
 from r1lite import problems as problem_cards
 from r1lite.plugins import load_function
+from r1lite.preflight import Proof, prove
 from r1lite.prompts import TEMPLATES
 from r1lite.stages import base, evaluate, grpo
 from r1lite.stages.config import StageConfig, references
@@ -34,6 +35,7 @@ class Recipe:
 
     name: str
     stages: dict[str, StageConfig]
+    source: str  # where it was read from
 
     def parents(self, stage: str) -> list[str]:
         values = [value for _, _, value in references(self.stages[stage])]
@@ -52,6 +54,15 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         apply_override(data, override)
     return build_recipe(data, str(path))
+
+
+def prove_rewards(recipe: Recipe, stages: list[str]) -> list[Proof]:
+    """Try the rewards of some stages on their own problems. Raises RecipeError where one cannot be relied on."""
+    proofs = list(prove(recipe.stages, stages))
+    faults = [f"{path}: {fault}" for path, proof in proofs for fault in proof.faults]
+    if faults:
+        raise RecipeError(recipe.source, faults)
+    return [proof for _, proof in proofs]
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -109,7 +120,7 @@ def build_recipe(data: dict[str, Any], source: str) -> Recipe:
                 faults.append(f"stages.{stage}.{path}: {fault}")
     if faults:
         raise RecipeError(source, faults)
-    return Recipe(str(name), stages)
+    return Recipe(str(name), stages, source)
 
 
 def build_stage(stage: str, values: Any, defaults: dict[str, Any]) -> tuple[StageConfig | None, list[str]]:

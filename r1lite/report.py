@@ -8,11 +8,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from r1lite.artifacts import Artifact, read_json
-from r1lite.metrics import Estimate
+from r1lite.metrics import Estimate, mean_or_none
 from r1lite.observe import duration, read_metrics
 from r1lite.pipeline import Planned
+from r1lite.preflight import Proof
+from r1lite.prompts import final_answer, texts_of
 from r1lite.records import read_rows
+from r1lite.scoring import Scores
 
+MOST_SHOWN = 20
 COLORS = {"done": "green", "resume": "yellow", "run": "cyan"}
 
 
@@ -22,6 +26,40 @@ def plan_table(planned: list[Planned]) -> Table:
         state = f"[{COLORS[item.state]}]{item.state}[/]"
         table.add_row(item.spec.stage, item.spec.kind, item.spec.key, state, escape(item.why))
     return table
+
+
+def proofs_table(proofs: list[Proof]) -> Table:
+    """What each reward says of gold answers, of other problems' gold answers and of hacks, and how long it takes."""
+    table = new_table("reward", "golds", "shuffled golds", "hacks paid", "ms a completion, p50", "p99", "verdict")
+    for proof in proofs:
+        verdict = proof.skipped or ("proven" if proof.judged else "runs; it asks for no answer")
+        hacked = str(proof.hacked) if proof.judged and proof.hacked is not None else ""
+        cells = [number(proof.golds), number(proof.shuffled), hacked]
+        table.add_row(proof.reward, *cells, number(proof.p50), number(proof.p99), verdict)
+    return table
+
+
+def print_scores(console: Console, scores: Scores) -> None:
+    """A summary of `r1lite score`, and the first rows on which the graders disagree."""
+    table = new_table("reward", "rows", "mean", "no score")
+    for name in scores.rows[0]:
+        values = [row[name] for row in scores.rows]
+        given = [value for value in values if value is not None]
+        table.add_row(name, str(len(values)), number(mean_or_none(given)), str(len(values) - len(given)))
+    console.print(table)
+    for name, value in scores.logged.items():
+        if value:
+            console.print(f"{name}: {value:g}")
+    if all("answer" in row for row in scores.completions):
+        console.print(f"accuracy and exact disagree on {len(scores.disagreements)} of {len(scores.rows)} rows")
+    for row in scores.disagreements[:MOST_SHOWN]:
+        completion = scores.completions[row]
+        found = final_answer(*texts_of([completion["completion"]]))
+        console.print(f"  row {row}: answer {found!r}, gold {completion['answer']!r}", markup=False, highlight=False)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def print_run(console: Console, planned: list[Planned], seconds: float) -> None:

@@ -5,48 +5,91 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from r1lite.engines import Completion
+from r1lite.models import locate
 from r1lite.plugins import load_function
-from r1lite.prompts import render
+from r1lite.prompts import messages_of, opening, prompt_text, render
 from r1lite.records import Problem
 from r1lite.stages.config import Reward
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., Any]  # a list of scores, or a coroutine of one
 
 
-def load_reward(reward: Reward) -> RewardFunction:
-    """The function of a reward with its `args` bound, for TRL and for evaluation alike; coroutines are awaited.
+def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) -> RewardFunction:
+    """A reward's function with its `args`, `columns` and `model` bound, for TRL and for evaluation alike.
 
-    It raises ValueError, naming the reward, when that returns anything but one finite number or None a completion.
+    A coroutine function stays one, so that TRL awaits several at once; a class is made an instance with its `args`. The
+    function raises ValueError, naming the reward, when it returns anything but one number or None a completion. NaN is
+    None, as in TRL: no score, which neither the total nor the mean counts.
     """
-    function = load_function(reward.use)
+    function: Any = load_function(reward.use)
+    arguments = dict(reward.args)
+    if reward.model is not None:
+        arguments["model"] = str(resolve(reward.model) or reward.model)
+    if inspect.isclass(function):
+        function, arguments = function(**arguments), {}
 
-    @functools.wraps(function)
+    def call(completions: list, columns: dict[str, Any]) -> Any:
+        renamed = {name: columns[column] for name, column in reward.columns.items()}
+        if reward.messages:
+            completions = [messages_of(completion) for completion in completions]
+        return function(completions=completions, **{**columns, **renamed, **arguments})
+
+    @functools.wraps(function, updated=())
     def scored(completions: list, **columns: Any) -> list[float | None]:
-        scores = function(completions=completions, **columns, **reward.args)
-        return checked(reward.use, asyncio.run(scores) if inspect.iscoroutine(scores) else scores, len(completions))
+        return checked(reward.use, call(completions, columns), len(completions))
 
-    scored.__name__ = reward.name  # what TRL calls it in its metrics
-    return scored
+    @functools.wraps(function, updated=())
+    async def scored_later(completions: list, **columns: Any) -> list[float | None]:
+        return checked(reward.use, await call(completions, columns), len(completions))
+
+    wrapped = scored_later if is_async(function) else scored
+    wrapped.__name__ = reward.name  # what TRL calls it in its metrics
+    return wrapped
+
+
+def is_async(function: Callable) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def scores_of(reward: RewardFunction, **columns: Any) -> list[float | None]:
+    """A reward's scores, awaited where they come later."""
+    scores = reward(**columns)
+    return asyncio.run(scores) if inspect.iscoroutine(scores) else scores
 
 
 def grade(
     reward: RewardFunction, tokenizer: Any, template: str, problems: list[Problem], groups: list[list[Completion]]
-) -> tuple[list[str], list[float | None]]:
-    """Texts and scores of each problem's completions, flat (P * n); the reward is called as GRPOTrainer calls it."""
+) -> tuple[list[str], list[float | None], dict[str, float]]:
+    """Texts and scores of each problem's completions, flat (P * n), and what the reward has logged.
+
+    The reward is called as GRPOTrainer calls it.
+    """
     owners = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
     ids = [completion.token_ids for group in groups for completion in group]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    metrics: dict[str, float] = {}
     prompts = [render(template, owner.problem) for owner in owners]
-    completions = [
-        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    columns = {key: [owner.columns.get(key) for owner in owners] for key in problems[0].columns}
-    answers = [owner.answer for owner in owners]
-    return texts, reward(prompts=prompts, completions=completions, completion_ids=ids, answer=answers, **columns)
+    scores = scores_of(
+        reward,
+        prompts=prompts,
+        completions=[text if isinstance(p, str) else messages_of(text) for p, text in zip(prompts, texts, strict=True)],
+        completion_ids=ids,
+        log_metric=metrics.__setitem__,
+        log_extra=lambda *_: None,
+        trainer_state=None,
+        **columns_of(owners, [opening(prompt_text(tokenizer, prompt)) for prompt in prompts]),
+    )
+    return texts, scores, metrics
+
+
+def columns_of(problems: list[Problem], prefill: list[str]) -> dict[str, list]:
+    """What rewards get of their problems besides prompts and completions: lists with an entry a completion."""
+    columns = {key: [problem.columns.get(key) for problem in problems] for key in problems[0].columns}
+    return {**columns, "answer": [problem.answer for problem in problems], "prefill": prefill}
 
 
 def checked(name: str, scores: Any, count: int) -> list[float | None]:
@@ -54,10 +97,17 @@ def checked(name: str, scores: Any, count: int) -> list[float | None]:
         raise ValueError(
             f"the reward {name} must return a list of {count} scores, one a completion; got {brief(scores)}"
         )
-    for score in scores:
-        if score is not None and (isinstance(score, str) or not math.isfinite(score)):
-            raise ValueError(f"the reward {name} must score with finite numbers or None; got {brief(score)}")
-    return scores
+    return [checked_score(name, score) for score in scores]
+
+
+def checked_score(name: str, score: Any) -> float | None:
+    try:
+        value = None if score is None or isinstance(score, str) else float(score)
+    except (TypeError, ValueError):
+        value = math.inf
+    if isinstance(score, str) or (value is not None and math.isinf(value)):
+        raise ValueError(f"the reward {name} must score with finite numbers or None; got {brief(score)}")
+    return None if value is None or math.isnan(value) else value
 
 
 def brief(value: Any) -> str:

@@ -21,10 +21,11 @@ from r1lite.curves import draw_training
 from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, VLLMEngine, pick_engine
 from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.models import end_tokens, load_model, load_tokenizer
+from r1lite.preflight import prove_golds
 from r1lite.problems import load_problems
-from r1lite.prompts import encode, render, text_of
+from r1lite.prompts import encode, opening, prompt_text, render, text_of
 from r1lite.records import Problem, Rollout, seed_from, write_parquet
-from r1lite.rubric import grade, load_reward
+from r1lite.rubric import columns_of, grade, load_reward
 from r1lite.training import StageCallback, training_arguments
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     path = stage.resolve(config.model)
     tokenizer = load_tokenizer(path)
     problems = load_problems(config.problems)
+    for reward in config.rewards:
+        prove_golds(reward, config.prompt, tokenizer, problems, config.problems)
     longest = check_prompts(config, tokenizer, problems)
     arguments = grpo_arguments(config, stage, longest, len(problems))
     n_rollouts = -(-arguments.max_steps // config.steps_per_rollout)
@@ -48,9 +51,9 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
         config,
         stage,
         model=model,
-        reward_funcs=[load_reward(reward) for reward in config.rewards],
+        reward_funcs=[load_reward(reward, stage.resolve) for reward in config.rewards],
         args=arguments,
-        train_dataset=to_dataset(config, problems).select(order),
+        train_dataset=to_dataset(config, tokenizer, problems).select(order),
         processing_class=tokenizer,
     )
     trainer.engine = grpo_engine(config, arguments, path, model, tokenizer, longest)
@@ -153,8 +156,8 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         self.engine.sync(self.accelerator.unwrap_model(self.model))
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
         groups = self.engine.generate(prompts, probe.samples, sampling)
-        reward = load_reward(self.config.rewards[0])
-        _, scores = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
+        reward = load_reward(self.config.rewards[0], self.stage.resolve)
+        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
         return fmean(score or 0.0 for score in scores)
 
 
@@ -212,12 +215,11 @@ def schedule(n_problems: int, per_rollout: int, n_rollouts: int, seed: int) -> l
     return order[: n_rollouts * per_rollout]
 
 
-def to_dataset(config: "Config", problems: list[Problem]) -> Dataset:
-    rows = [
-        {"prompt": render(config.prompt, p.problem), "problem_id": p.id, "answer": p.answer, **p.columns}
-        for p in problems
-    ]
-    return Dataset.from_list(rows)
+def to_dataset(config: "Config", tokenizer: Any, problems: list[Problem]) -> Dataset:
+    prompts = [render(config.prompt, problem.problem) for problem in problems]
+    prefill = [opening(prompt_text(tokenizer, prompt)) for prompt in prompts]
+    columns = {"prompt": prompts, "problem_id": [problem.id for problem in problems], **columns_of(problems, prefill)}
+    return Dataset.from_dict(columns)
 
 
 def check_prompts(config: "Config", tokenizer: Any, problems: list[Problem]) -> int:

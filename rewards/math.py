@@ -1,29 +1,62 @@
-"""Is the answer right?"""
+r"""Is the answer right?"""
 
-import re
-from decimal import Decimal
+from collections.abc import Callable
 from typing import Any
 
-from r1lite.prompts import parse, text_of
+from r1lite.pool import Lost, pool
+from r1lite.prompts import final_answer, texts_of
+from rewards.answers import LONGEST, clean, is_words, letters, same_number
+from rewards.equality import equal
 
-NUMBER = re.compile(r"[+-]?(\d{1,40}(,\d{3})*)(\.\d{1,40})?", re.ASCII)
+verdicts: dict[tuple[str, str], bool | Lost] = {}  # a group's equal answers, and later steps', are compared once
+MOST_VERDICTS = 100_000
 
 
-def accuracy(completions: list, answer: list[str], **_: Any) -> list[float]:
-    """1 where the text in `<answer>` equals the gold answer, else 0; in {0, 1} (R1 §2.2, accuracy reward).
+def accuracy(
+    completions: list,
+    answer: list[str],
+    prefill: list[str] | None = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    **_: Any,
+) -> list[float]:
+    r"""1 where the final answer equals the gold one, else 0; in {0, 1} (R1 §2.2, accuracy reward).
 
-    A malformed completion scores 0. Numbers are compared by value ("042" = "42" = "42.0" = "$42"), all else as text.
+    The final answer is what stands in the last `<answer>` or `\boxed{}` after the reasoning. Numbers are equal by their
+    exact value ("042" = "42.0" = "\$42", "1/2" = "\frac12" = "0.5"), names letter by letter, and the rest by
+    math-verify in processes that are killed after 5 s, which scores 0 and is counted as `accuracy/timeouts`. A gold
+    that cannot be read is never equal to anything.
     """
-    return [float(is_right(text_of(completion), gold)) for completion, gold in zip(completions, answer, strict=True)]
+    found = [final_answer(text) for text in texts_of(completions, prefill)]
+    pairs = [
+        (clean(gold), clean(given)) if given is not None and len(given) <= LONGEST else None
+        for gold, given in zip(answer, found, strict=True)
+    ]
+    results = compare([pair for pair in dict.fromkeys(pairs) if pair])
+    scores = [results[pair] if pair else False for pair in pairs]
+    if log_metric:
+        log_metric("accuracy/timeouts", float(scores.count(Lost.TIMEOUT)))
+        log_metric("accuracy/crashes", float(scores.count(Lost.CRASH)))
+    return [float(score is True) for score in scores]
 
 
-def is_right(completion: str, gold: str) -> bool:
-    parsed = parse(completion)
-    return parsed is not None and parsed.answer != "" and normal_form(parsed.answer) == normal_form(gold)
+def compare(pairs: list[tuple[str, str]]) -> dict[tuple[str, str], bool | Lost]:
+    """For each cleaned (gold, answer) whether they are equal: at once where text is enough, else by the pool."""
+    results = {pair: verdict for pair in pairs if (verdict := at_once(*pair)) is not None}
+    slow = [pair for pair in pairs if pair not in results]
+    new = [pair for pair in slow if pair not in verdicts]
+    if len(verdicts) + len(new) > MOST_VERDICTS:
+        verdicts.clear()
+        new = slow
+    if new:
+        verdicts.update(zip(new, pool(equal).map([list(pair) for pair in new]), strict=True))
+    return results | {pair: verdicts[pair] for pair in slow}
 
 
-def normal_form(answer: str) -> str | Decimal:
-    """A number for what reads as one, else the text with its white space folded."""
-    text = " ".join(answer.split())
-    number = text.removeprefix("$").removesuffix(".")
-    return Decimal(number.replace(",", "")) if NUMBER.fullmatch(number) else text
+def at_once(gold: str, given: str) -> bool | None:
+    """Whether two cleaned answers are equal; None where it takes algebra to say."""
+    if not given:
+        return False
+    decided = same_number(gold, given)
+    if decided is None and is_words(gold) and (letters(gold) == letters(given) or (is_words(given) and len(given) > 2)):
+        return letters(gold) == letters(given)
+    return decided

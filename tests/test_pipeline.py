@@ -269,17 +269,21 @@ def test_a_second_writer_is_refused(project):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("reward", "message"),
+    ("otherwise", "message"),
     [
-        ("def short(completions, **_):\n    raise KeyError('gold')\n", "KeyError"),
-        ("def short(completions, **_):\n    return [1.0]\n", "short"),
-        ("def short(completions, **_):\n    return ['high'] * len(completions)\n", "short"),
+        ("raise KeyError('gold')", "KeyError"),
+        ("return [1.0]", "short"),
+        ("return ['high'] * len(completions)", "short"),
     ],
 )
-def test_a_reward_that_fails_ends_the_run_with_a_line(project, reward, message):
-    (project / "reward.py").write_text(reward)
+def test_a_reward_that_fails_on_what_is_sampled_ends_the_run_with_a_line(project, otherwise, message):
+    """It is right for whatever the preflight shows it."""
+    proven = (
+        "    if '<think>so' in completions[0] or not completions[0].strip():\n        return [1.0] * len(completions)\n"
+    )
+    (project / "reward.py").write_text(f"def short(completions, **_):\n{proven}    {otherwise}\n")
     done = run(project)
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     assert "error:" in done.stdout
     assert message in done.stdout
     assert "its log is" in done.stderr

@@ -41,15 +41,34 @@ class StageConfig(Strict):
 
 
 class Reward(Strict):
-    """A reward function by name, called with `args` besides the columns, and its weight in the total."""
+    """A reward function by name, called with `args` besides the columns, and its weight in the total.
+
+    `columns` gives the function a column under the name that it asks for: {solution: answer}. `messages` hands it
+    completions as lists of messages, as open-r1's and TRL's own rewards take them, whatever the prompt is. `model` is a
+    reward model, which the function gets as the argument `model`. `preflight: off` skips its proof.
+    """
 
     use: FunctionReference = Field(description="name a function, such as rewards.math:accuracy or ./mine.py:brevity")
     args: dict[str, Any] = {}
     weight: float = 1.0
+    columns: dict[str, str] = {}
+    messages: bool = False
+    model: ModelReference | None = None
+    preflight: bool = True
 
     @property
     def name(self) -> str:
         return self.use.rpartition(":")[2]
+
+
+def rewards_of(config: BaseModel) -> Iterator[tuple[str, Reward]]:
+    """Every reward of a stage, as (path, reward)."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Reward):
+            yield name, value
+        elif isinstance(value, list):
+            yield from ((f"{name}.{index}", item) for index, item in enumerate(value) if isinstance(item, Reward))
 
 
 def references(config: BaseModel, path: str = "") -> Iterator[tuple[str, str, str]]:

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from r1lite.metrics import estimate, mean_or_none, pass_at_k, reflective_words
 from r1lite.observe import Progress, say
+from r1lite.preflight import prove_golds
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
 from r1lite.records import Problem, Rollout, digest, read_rows, seed_from, write_json, write_parquet
-from r1lite.rubric import grade, load_reward
+from r1lite.rubric import RewardFunction, grade, load_reward
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
 
 if TYPE_CHECKING:
@@ -77,15 +78,18 @@ def sample_model(
 
     path = stage.resolve(model)
     tokenizer = load_tokenizer(path)
+    reward = load_reward(config.reward, stage.resolve)
     longest = max(
         len(encode(tokenizer, render(config.prompt, problem.problem)))
         for problems in problem_sets.values()
         for problem in problems
     )
+    for name, problems in problem_sets.items():
+        prove_golds(config.reward, config.prompt, tokenizer, problems, name)
     engine = open_engine(config.engine, path, tokenizer, longest + config.max_tokens, config.seed)
     for name, problems in missing.items():
         say(f"  {model} on {name}: {len(problems)} problems to sample, {len(problem_sets[name]) - len(problems)} done")
-        samples[name] += sample_missing(config, engine, tokenizer, problems, folders[name])
+        samples[name] += sample_missing(config, reward, engine, tokenizer, problems, folders[name])
     engine.close()
     return samples
 
@@ -95,7 +99,7 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def sample_missing(
-    config: Config, engine: "Engine", tokenizer: Any, problems: list[Problem], folder: Path
+    config: Config, reward: RewardFunction, engine: "Engine", tokenizer: Any, problems: list[Problem], folder: Path
 ) -> list[dict[str, Any]]:
     """Sample and grade problems, a part file a batch, so that a crash costs a batch at most."""
     from r1lite.engines import Sampling, chunks
@@ -106,7 +110,7 @@ def sample_missing(
         seed = seed_from(f"{config.seed}/{batch[0].id}")
         sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=seed)
         prompts = [encode(tokenizer, render(config.prompt, problem.problem)) for problem in batch]
-        graded = to_rows(config, tokenizer, batch, engine.generate(prompts, config.samples, sampling), seed)
+        graded = to_rows(config, reward, tokenizer, batch, engine.generate(prompts, config.samples, sampling), seed)
         write_parquet(folder / f"part_{len(list(folder.glob('part_*'))):05d}.parquet", graded)
         rows += graded
         progress.advance(len(batch))
@@ -116,9 +120,17 @@ def sample_missing(
 
 
 def to_rows(
-    config: Config, tokenizer: Any, problems: list[Problem], groups: list[list["Completion"]], seed: int
+    config: Config,
+    reward: RewardFunction,
+    tokenizer: Any,
+    problems: list[Problem],
+    groups: list[list["Completion"]],
+    seed: int,
 ) -> list[dict[str, Any]]:
-    texts, scores = grade(load_reward(config.reward), tokenizer, config.prompt, problems, groups)
+    texts, scores, metrics = grade(reward, tokenizer, config.prompt, problems, groups)
+    for name, value in metrics.items():
+        if value:
+            say(f"  {name}: {value:g}")
     owners = [problem for problem in problems for _ in range(config.samples)]
     sampled = [completion for group in groups for completion in group]
     return [
