@@ -7,6 +7,7 @@ user without capabilities. When it ends, however it ends, the kernel kills all t
     worker of the pool -- keeper: makes the namespaces -- init: their process 1 -- the program
 
 Where Linux does not permit it, resource limits and a temporary directory remain; `isolated` tells, and stderr says so.
+There a program of the same user can kill its worker, which costs its own result and leaves its temporary directory.
 
 What is left in either case: `memory` bounds each process, so that a program may use `processes` times as much, and a
 hole in the kernel is a hole in this sandbox.
@@ -49,14 +50,15 @@ NAMESPACES = 0x00020000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 0x1000, 0x4000, 1 << 18, 2
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, READ_ONLY_NOSUID_NODEV = 442, -100, 0x8000, 1 | 2 | 4
 # linux/prctl.h and capability.h
-PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_CAPBSET_DROP = 4, 8, 24
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 36, 38, 47, 2
+PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 8, 36, 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 47, 2
 CAPABILITY_VERSION, CAP_DAC_READ_SEARCH = 0x20080522, 2
 
 WARNING = (
     "r1lite.sandbox: no namespaces here ({why}). Programs that a model wrote are held by resource limits only: they "
-    "can read files, use the network, and signal processes of user {user}. To permit namespaces: sysctl -w "
-    "kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0 (those that exist), in Docker "
+    "can read files, use the network, and signal processes of user {user}. To permit namespaces: sysctl -w those that "
+    "exist of user.max_user_namespaces=10000 kernel.unprivileged_userns_clone=1 "
+    "kernel.apparmor_restrict_unprivileged_userns=0, and in Docker "
     "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 )
 
@@ -113,7 +115,10 @@ def isolated() -> bool:
     (why,) = trial.map([[]])
     trial.close()
     if isinstance(why, Lost):
-        raise RuntimeError(f"no program could be started with {PYTHON} as an ordinary user; stderr has the traceback")
+        raise RuntimeError(
+            "no program could be started: stderr says why; where ordinary users may not enter the "
+            f"directory of {PYTHON}, use a Python that they can reach"
+        )
     if why:
         print(WARNING.format(why=why, user=NOBODY if os.getuid() == 0 else os.getuid()), file=sys.stderr, flush=True)
     return not why
@@ -143,7 +148,7 @@ def run(program: str, stdin: str = "", limits: Limits = Limits(), isolate: bool 
     """
     call("prctl", PR_SET_CHILD_SUBREAPER, 1)
     source = program.encode("utf-8", "surrogatepass")  # no UTF-8 then, which Python calls a syntax error
-    with Channels(stdin.encode("utf-8", "surrogatepass")) as channels, place(isolate) as directory:
+    with Channels(stdin.encode("utf-8", "surrogatepass")) as channels, temporary_directory(isolate) as directory:
         worker = os.getpid()
         child = os.fork()
         if child == 0:
@@ -156,8 +161,8 @@ def run(program: str, stdin: str = "", limits: Limits = Limits(), isolate: bool 
 
 
 @contextmanager
-def place(isolate: bool) -> Iterator[Path | None]:
-    """A temporary directory for a program that gets no root of its own."""
+def temporary_directory(isolate: bool) -> Iterator[Path | None]:
+    """For a program that gets no root of its own, and None for one that does."""
     if isolate:
         yield None
         return
@@ -243,8 +248,12 @@ class Channels:
 
 
 def wait_for(child: int) -> int:
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code if code >= 0 else 128 - code
+    return as_exit_code(os.waitpid(child, 0)[1])
+
+
+def as_exit_code(status: int) -> int:
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code  # as shells do
 
 
 def kill_children() -> None:
@@ -273,6 +282,7 @@ def start(source: bytes, directory: Path | None, limits: Limits, channels: Chann
     """In the forked process: become the program, or its keeper."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # else a program could interrupt its init
+        os.umask(0o022)  # what root makes here, an ordinary user reads
         channels.become_standard_files()
         if directory is None:
             keep(source, limits, channels.failed, worker)
@@ -313,8 +323,7 @@ def keep(source: bytes, limits: Limits, failed: int, worker: int) -> NoReturn:
     while True:  # orphans come to init
         dead, status = os.wait()
         if dead == program:
-            code = os.waitstatus_to_exitcode(status)
-            os._exit(code if code >= 0 else 128 - code)
+            os._exit(as_exit_code(status))
 
 
 def become_nobody() -> None:
@@ -385,11 +394,7 @@ def make_read_only(root: Path) -> None:
 
 
 def drop_capabilities(but: int | None = None) -> None:
-    """Give up all capabilities, for the program too; where `but` is given, that one is kept."""
-    with suppress(OSError):  # until there is no such capability, or where we have none to drop
-        for capability in range(64):
-            if capability != but:
-                call("prctl", PR_CAPBSET_DROP, capability)
+    """Give up all capabilities, `but` one where it is given, for the program too, which can gain no new ones."""
     kept = 0 if but is None else 1 << but
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION)
     call("capset", header, (ctypes.c_uint32 * 6)(kept, kept, kept))  # effective, permitted, inheritable

@@ -1,16 +1,17 @@
 """A reward is proven on its recipe's own problems before anything is trained."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
+from test_cli import r1lite
 
 from r1lite.models import load_tokenizer
 from r1lite.preflight import prove_golds
 from r1lite.recipe import RecipeError, load_recipe, prove_rewards
 from r1lite.records import Problem
 from r1lite.stages.config import Reward
-from test_cli import r1lite
 
 REWARDS = """
 import time
@@ -79,7 +80,7 @@ def recipe(tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, problems)))
 
     def write(name: str, *rows: dict, **fields):
-        data = yaml.safe_load(open("recipes/tiny/zero.yaml"))
+        data = yaml.safe_load(Path("recipes/tiny/zero.yaml").read_text())
         del data["stages"]["report"], data["stages"]["zero"]["probe"]
         use = name if ":" in name else f"{tmp_path}/mine.py:{name}"
         data["stages"]["zero"] |= {"problems": f"{tmp_path}/p.jsonl", "rewards": [{"use": use, **fields}]}

@@ -1,9 +1,9 @@
 import json
 
 import pytest
+from test_cli import r1lite
 
 from r1lite.records import write_parquet
-from test_cli import r1lite
 
 ROWS = [
     {"problem": "1+1", "answer": "2", "completion": "<think>a</think><answer>2</answer>"},

@@ -14,6 +14,7 @@ from r1lite.stages.grpo import Config, Probe
 from r1lite.trainer import measure, schedule, train_grpo
 from r1lite.training import derive_micro_batch
 from r1lite.worker import Stage
+from rewards.format import think_answer
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 12), st.integers(0, 3))
@@ -226,3 +227,80 @@ def test_rollout_rows_are_flat(tmp_path):
     row = Rollout("p-1", 0, "c", 1, False, {"accuracy": 1.0}, 0).row()
     assert row["reward/accuracy"] == 1.0
     assert json.dumps(row)
+
+
+def by_length(completions, limit, **_):
+    """TRL knows two ways to give no score."""
+    scores = [len(completion) / limit for completion in completions]
+    return [None if score > 1.5 else float("nan") if score > 1 else score for score in scores]
+
+
+async def vowels(completions, **_):
+    return [float(sum(letter in "aeiou" for letter in completion)) for completion in completions]
+
+
+def with_timeouts(completions, log_metric, **_):
+    log_metric("with_timeouts/timeouts", 2.0)
+    return [0.0 for _ in completions]
+
+
+PARITY = [
+    {"use": "tests/test_trainer.py:by_length", "args": {"limit": 8}, "weight": 2.0},
+    {"use": "tests/test_trainer.py:vowels", "weight": -0.5},
+    {"use": "rewards.format:think_answer"},
+    {"use": "tests/test_trainer.py:with_timeouts"},
+]
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_weights_names_args_and_the_total_are_trls_own(toy_model, tmp_path, monkeypatch, aggregation):
+    """The rewards go through load_reward; what stock TRL makes of the bare functions is the same, to the last bit."""
+    config = make_config(
+        toy_model,
+        rewards=PARITY,
+        probe=None,
+        trainer={"max_steps": 2, "multi_objective_aggregation": aggregation, "scale_rewards": "group"},
+    )
+    given = []
+    real = trainer.RolloutTrainer._calculate_rewards
+
+    def with_bare_functions(self, inputs, prompts, completions, ids):
+        mine = real(self, inputs, prompts, completions, ids)
+        wrapped = self.reward_funcs
+        self.reward_funcs = [
+            lambda completions, **columns: by_length(completions, limit=8),
+            vowels,
+            think_answer,
+            with_timeouts,
+        ]
+        bare = super(trainer.RolloutTrainer, self)._calculate_rewards(inputs, prompts, completions, ids)
+        self.reward_funcs = wrapped
+        given.append(bare)
+        assert torch.equal(mine.nan_to_num(-99), bare.nan_to_num(-99))
+        return mine
+
+    monkeypatch.setattr(trainer.RolloutTrainer, "_calculate_rewards", with_bare_functions)
+    train_grpo(config, make_stage(tmp_path, config))
+    weights = torch.tensor([2.0, -0.5, 1.0, 1.0])
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert any(bare.isnan().any() for bare in given), "some completions have no score"
+    for row, bare in zip(rows, given, strict=True):
+        total = (bare * weights).nansum(1)
+        assert row["reward"] == pytest.approx(total.mean().item(), abs=1e-5)
+        assert row["rewards/by_length/mean"] == pytest.approx(bare[:, 0].nanmean().item(), abs=1e-5)
+        assert row["rewards/vowels/mean"] == pytest.approx(bare[:, 1].mean().item(), abs=1e-5)
+        assert row["with_timeouts/timeouts"] == 2.0
+    for step, bare in enumerate(given):
+        grouped = bare.view(-1, 4, len(PARITY))
+        mean = grouped.nanmean(1, keepdim=True)
+        if aggregation == "normalize_then_sum":  # GDPO: each reward in units of its own group
+            deviation = ((grouped - mean) ** 2).nanmean(1, keepdim=True).sqrt()
+            count = (~grouped.isnan()).sum(1, keepdim=True)
+            deviation = deviation * (count / (count - 1)).sqrt()
+            total = (((grouped - mean) / (deviation + 1e-4)).view(-1, len(PARITY)) * weights).nansum(1)
+            expected = (total - total.mean()) / (total.std() + 1e-4)
+        else:
+            total = (bare * weights).nansum(1).view(-1, 4)
+            expected = ((total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-4)).flatten()
+        kept = [row["advantage"] for row in rollout_rows(tmp_path) if row["step"] == step]
+        assert torch.allclose(torch.tensor(kept), expected, atol=1e-3)
