@@ -49,8 +49,10 @@ test: $(INSTALLED)  ## lint, types and all tests
 	$(BIN_PYTHON) -m mypy
 	$(BIN_PYTHON) -m pytest -q
 
-bench: $(INSTALLED)  ## rollout speed beside transformers' own generate, as a ratio in one run
+bench: $(INSTALLED)  ## speed of rollouts, grading and the sandbox, as ratios in one run
 	$(BIN_PYTHON) bench/rollouts.py
+	$(BIN_PYTHON) bench/grading.py
+	$(BIN_PYTHON) bench/sandbox.py
 
 clean:  ## remove the environment and caches; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -6,11 +6,13 @@ completion.
 """
 
 import inspect
+import json
 import re
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
@@ -24,6 +26,8 @@ from r1lite.records import Problem
 from r1lite.rubric import columns_of, load_reward, scores_of
 from r1lite.stages.config import Reward, StageConfig, rewards_of
 
+Resolve = Callable[[str], Path | None]
+Scorer = Callable[[list[Problem], list[str]], list[float | None]]
 MOST_PROBLEMS = 256  # that a preflight looks at; a stage proves all of its golds when it loads them
 MOST_TIMED = 64
 SECONDS = 120.0
@@ -64,7 +68,7 @@ def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageCon
         return Proof(reward.use, skipped=f"{missing[0] if missing else reward.model} is not here yet")
     problems = [problem for source in sources for problem in load_problems(source, MOST_PROBLEMS)]
     pool = Pool(f"{__name__}:measure", SECONDS, size=1, memory=MEMORY)
-    rows = [asdict(problem) for problem in problems]
+    rows = json.loads(json.dumps([asdict(problem) for problem in problems], default=str))
     (found,) = pool.map([[reward.model_dump(), rows, config.prompt, prefill_of(config, stages, problems[0])]])
     pool.close()
     if isinstance(found, Lost):
@@ -94,9 +98,9 @@ def measure(reward: dict[str, Any], rows: list[dict[str, Any]], template: str, p
         return {"faults": faults}
     try:
         return {"judged": is_judged(config), **measured(config, problems, template, prefill)}
-    except ValueError as error:
-        return {"faults": [str(error)]}
     except Exception as error:  # whatever a stranger's function raises
+        if str(error).startswith(f"the reward {config.use} "):
+            return {"faults": [str(error)]}
         at = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
         remedy = "; set `messages: true` if it takes completions as lists of messages" if is_about_text(error) else ""
@@ -104,7 +108,7 @@ def measure(reward: dict[str, Any], rows: list[dict[str, Any]], template: str, p
 
 
 def measured(config: Reward, problems: list[Problem], template: str, prefill: str) -> dict[str, Any]:
-    score = scorer(config, template, prefill)
+    score = scorer(config, models.locate, template, prefill)
     golds = score(problems, [gold_completion(problem.answer) for problem in problems])
     others = [other_answer(problems, index) for index in range(len(problems))]
     pairs = [(problem, other) for problem, other in zip(problems, others, strict=True) if other is not None]
@@ -126,7 +130,7 @@ def measured(config: Reward, problems: list[Problem], template: str, prefill: st
     return {**found, "faults": gold_faults(config, problems, golds, mean(shuffled), hacked)}
 
 
-def falls_for(score: Any, problems: list[Problem]) -> list[str] | None:
+def falls_for(score: Scorer, problems: list[Problem]) -> list[str] | None:
     """The well-formed hacks that a reward pays for; None where there is no gold to try them with.
 
     They are wrong for whole numbers but 0; another gold may well be what one of them says.
@@ -157,9 +161,9 @@ def gold_faults(
     return [fault + "; `preflight: off` if this is meant" for fault in faults]
 
 
-def scorer(config: Reward, template: str, prefill: str) -> Any:
+def scorer(config: Reward, resolve: Resolve, template: str, prefill: str) -> Scorer:
     """score(problems, completions): the reward called as the trainer calls it; token ids are stood in for by bytes."""
-    reward = load_reward(config)
+    reward = load_reward(config, resolve)
 
     def score(problems: list[Problem], texts: list[str]) -> list[float | None]:
         texts = [text.removeprefix(prefill) for text in texts]
@@ -178,12 +182,16 @@ def scorer(config: Reward, template: str, prefill: str) -> Any:
     return score
 
 
-def prove_golds(reward: Reward, template: str, tokenizer: Any, problems: list[Problem], source: str) -> None:
+def prove_golds(
+    reward: Reward, resolve: Resolve, template: str, tokenizer: Any, problems: list[Problem], source: str
+) -> None:
     """Raise ValueError where a gold answer of `source` does not score 1, as one that the grader cannot read."""
     if not (reward.preflight and is_judged(reward)):
         return
     prefill = opening(prompt_text(tokenizer, render(template, problems[0].problem)))
-    golds = scorer(reward, template, prefill)(problems, [gold_completion(problem.answer) for problem in problems])
+    golds = scorer(reward, resolve, template, prefill)(
+        problems, [gold_completion(problem.answer) for problem in problems]
+    )
     wrong = [problem for problem, gold in zip(problems, golds, strict=True) if gold != 1]
     if wrong:
         shown = "; ".join(f"{problem.answer[:60]!r} ({problem.id}, {problem.problem[:40]!r})" for problem in wrong[:3])

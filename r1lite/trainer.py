@@ -41,7 +41,7 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     tokenizer = load_tokenizer(path)
     problems = load_problems(config.problems)
     for reward in config.rewards:
-        prove_golds(reward, config.prompt, tokenizer, problems, config.problems)
+        prove_golds(reward, stage.resolve, config.prompt, tokenizer, problems, config.problems)
     longest = check_prompts(config, tokenizer, problems)
     arguments = grpo_arguments(config, stage, longest, len(problems))
     n_rollouts = -(-arguments.max_steps // config.steps_per_rollout)
@@ -218,8 +218,8 @@ def schedule(n_problems: int, per_rollout: int, n_rollouts: int, seed: int) -> l
 def to_dataset(config: "Config", tokenizer: Any, problems: list[Problem]) -> Dataset:
     prompts = [render(config.prompt, problem.problem) for problem in problems]
     prefill = [opening(prompt_text(tokenizer, prompt)) for prompt in prompts]
-    columns = {"prompt": prompts, "problem_id": [problem.id for problem in problems], **columns_of(problems, prefill)}
-    return Dataset.from_dict(columns)
+    columns = columns_of(problems, prefill)
+    return Dataset.from_dict({**columns, "prompt": prompts, "problem_id": [problem.id for problem in problems]})
 
 
 def check_prompts(config: "Config", tokenizer: Any, problems: list[Problem]) -> int:

@@ -126,4 +126,5 @@ def summary(row: dict[str, Any]) -> str:
     ]
     if "probe/pass@1" in row:
         parts.append(f"held-out {row['probe/pass@1']:.3f}")
+    parts += [f"{name} {n:g}" for name, n in row.items() if name.endswith(("/timeouts", "/crashes")) and n]
     return "  ".join(parts)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from r1lite.observe import read_metrics
 
@@ -34,7 +35,16 @@ def zero(tmp_path_factory):
 
 
 def test_the_readmes_commands_are_those_that_are_tested_here():
-    tested = ("make zero", "make test", "r1lite check", "r1lite plan", "r1lite run", "r1lite show", "r1lite eval")
+    tested = (
+        "make zero",
+        "make test",
+        "r1lite check",
+        "r1lite plan",
+        "r1lite run",
+        "r1lite show",
+        "r1lite eval",
+        "r1lite score",
+    )
     assert COMMANDS
     assert all(command.startswith(tested) for command in COMMANDS), COMMANDS
 
@@ -62,7 +72,9 @@ def test_a_command_of_the_readme(zero, command, tmp_path):
     name = command.split()[1]
     if name in ("plan", "eval", "run"):
         command += f" --runs {tmp_path if name == 'run' else runs}"
-    done = shell(command.replace("runs/zero", f"{runs}/zero"))
+    rows = tmp_path / "completions.jsonl"
+    rows.write_text(json.dumps({"answer": "2", "completion": "<think>so</think><answer>2</answer>"}))
+    done = shell(command.replace("runs/zero", f"{runs}/zero").replace("completions.jsonl", str(rows)))
     assert done.returncode == 0, done.stderr
     expected = {
         "check": "is right",
@@ -70,13 +82,38 @@ def test_a_command_of_the_readme(zero, command, tmp_path):
         "run": "step 10/10",
         "show": "from data/chain.py",
         "eval": "pass@8",
+        "score": "accuracy 1.00",
     }
     assert expected[name] in done.stdout
 
 
-def test_the_benchmark_prints_its_ratio():
-    done = shell("python bench/rollouts.py --prompts 2 --generations 2 --max-tokens 16 --repeat 1")
-    assert re.search(r"^ratio +\d+\.\d+$", done.stdout, re.MULTILINE), done.stderr
+def test_a_reward_of_ones_own_in_a_copy_of_the_recipe(tmp_path):
+    (tmp_path / "my_reward.py").write_text(
+        "def brevity(completion_ids, **_):\n    return [1 - len(ids) / 160 for ids in completion_ids]\n"
+    )
+    recipe = yaml.safe_load(Path("recipes/tiny/zero.yaml").read_text())
+    recipe["stages"]["zero"]["rewards"][1] = {"use": f"{tmp_path}/my_reward.py:brevity", "weight": 0.1}
+    recipe["stages"]["zero"]["trainer"]["max_steps"] = 2
+    recipe["stages"]["report"]["limit"] = 8
+    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(recipe))
+    done = shell(f"make zero RECIPE={tmp_path}/zero.yaml PYTHON={sys.executable} VENV= RUNS={tmp_path}/runs")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    row = read_metrics(tmp_path / "runs/zero/latest/zero/metrics.jsonl")[-1]
+    assert 0 < row["rewards/brevity/mean"] < 1
+    assert row["accuracy/timeouts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("bench/rollouts.py --prompts 2 --generations 2 --max-tokens 16 --repeat 1", r"^ratio +\d+\.\d+$"),
+        ("bench/grading.py --rows 40", r"^ratio +\d+\.\d+ \(whole numbers\)"),
+        ("bench/sandbox.py --programs 4 --repeat 1", r"^ratio +\d+\.\d+ for each core$"),
+    ],
+)
+def test_a_benchmark_prints_its_ratio(command, line):
+    done = shell(f"python {command}")
+    assert re.search(line, done.stdout, re.MULTILINE), done.stderr
 
 
 def test_make_check_and_help():

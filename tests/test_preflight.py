@@ -1,13 +1,14 @@
 """A reward is proven on its recipe's own problems before anything is trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from test_cli import r1lite
 
-from r1lite.models import load_tokenizer
+from r1lite.models import load_tokenizer, locate
 from r1lite.preflight import prove_golds
 from r1lite.recipe import RecipeError, load_recipe, prove_rewards
 from r1lite.records import Problem
@@ -58,6 +59,9 @@ def never(completions, answer, **_):
 
 def half(completions, answer, **_):
     return [a / 2 for a in accuracy(completions, answer)]
+
+def picky(completions, **_):
+    raise ValueError("no such gold")
 
 def exits(completions, **_):
     import os
@@ -145,6 +149,7 @@ def test_a_reward_without_a_gold_is_run_and_not_judged(recipe, name, fields):
             "mine.py:never scores 39 of 39 gold answers other than 1, first None for '2' of 'What is 1 and 1[?]'",
         ),
         ("half", "mine.py:half scores 39 of 39 gold answers other than 1, first 0.5"),
+        ("picky", r"mine.py:picky raises ValueError: no such gold \(.*mine.py, line \d+\)"),
         ("exits", "mine.py:exits ended its process"),
     ],
 )
@@ -159,6 +164,24 @@ def test_a_reward_that_hangs_is_named(recipe, monkeypatch, tmp_path):
     (tmp_path / "stuck.py").write_text("def stuck(completions, **_):\n    while True: pass\n")
     with pytest.raises(RecipeError, match="stuck took more than 1 s for 39 gold completions"):
         prove_rewards(recipe(f"{tmp_path}/stuck.py:stuck"), ["zero"])
+
+
+def test_the_proof_goes_through_the_models_own_template(recipe, toy_model, tmp_path):
+    """One that has opened the thinking: a completion that opens it again is malformed."""
+    tokenizer = load_tokenizer(toy_model)
+    tokenizer.chat_template = "{{ messages[0].content }}<think>\n"
+    shutil.copytree(toy_model, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    recipe("rewards.format:think_answer")
+    chat = [f"stages.zero.model={tmp_path}/model", "prompt=chat"]
+    (proof,) = prove_rewards(load_recipe(tmp_path / "recipe.yaml", chat), ["zero"])
+    assert proof.golds == 1.0
+    (tmp_path / "naive.py").write_text(
+        "def naive(completions, **_):\n    return [float(c[0]['content'].startswith('<think>')) for c in completions]\n"
+    )
+    recipe(f"{tmp_path}/naive.py:naive")
+    (proof,) = prove_rewards(load_recipe(tmp_path / "recipe.yaml", chat), ["zero"])
+    assert proof.golds == 0.0
 
 
 def test_a_problem_that_is_its_own_answer_is_found(recipe):
@@ -182,9 +205,9 @@ def test_a_gold_that_cannot_be_read_is_an_error_that_names_it(recipe, toy_model)
     problems = [Problem(**row) for row in rows]
     accuracy = Reward(use="rewards.math:accuracy")
     tokenizer = load_tokenizer(toy_model)
-    prove_golds(accuracy, "plain", tokenizer, problems[:1], "mine.jsonl")
+    prove_golds(accuracy, locate, "plain", tokenizer, problems[:1], "mine.jsonl")
     with pytest.raises(ValueError, match=r"mine.jsonl: 1 of 2 gold answers do not score 1 by rewards.math:accuracy"):
-        prove_golds(accuracy, "plain", tokenizer, problems, "mine.jsonl")
+        prove_golds(accuracy, locate, "plain", tokenizer, problems, "mine.jsonl")
 
 
 def test_check_prints_the_proofs_and_exits_2_where_one_fails(recipe, tmp_path):

@@ -85,7 +85,7 @@ def sample_model(
         for problem in problems
     )
     for name, problems in problem_sets.items():
-        prove_golds(config.reward, config.prompt, tokenizer, problems, name)
+        prove_golds(config.reward, stage.resolve, config.prompt, tokenizer, problems, name)
     engine = open_engine(config.engine, path, tokenizer, longest + config.max_tokens, config.seed)
     for name, problems in missing.items():
         say(f"  {model} on {name}: {len(problems)} problems to sample, {len(problem_sets[name]) - len(problems)} done")
