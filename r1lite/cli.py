@@ -15,7 +15,8 @@ from rich.console import Console
 from r1lite import observe, report
 from r1lite.artifacts import Artifact, read_json
 from r1lite.pipeline import StageFailed, plan, run
-from r1lite.recipe import build_recipe, load_recipe, prove_rewards
+from r1lite.preflight import prove
+from r1lite.recipe import build_recipe, load_recipe, refuse_unproven
 from r1lite.scoring import score_file, to_reward
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -36,9 +37,10 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
     [dim]r1lite check recipes/tiny/zero.yaml[/dim]
     """
     loaded = load_recipe(recipe, overrides)
-    proofs = prove_rewards(loaded, list(loaded.stages))
+    proofs = list(prove(loaded.stages, list(loaded.stages)))
     if proofs:
         console.print(report.proofs_table(proofs))
+    refuse_unproven(loaded, proofs)
     kinds = ", ".join(f"{name} ({config.kind})" for name, config in loaded.stages.items())
     console.print(f"{recipe} is right: {kinds}")
 

@@ -39,8 +39,12 @@ SHUFFLED_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class Proof:
-    """What a reward did: mean scores of golds and of shuffled golds, hacks above 0, milliseconds a completion."""
+    """What a reward did: mean scores of golds and of shuffled golds, hacks above 0, milliseconds a completion.
 
+    `path` is where the recipe names it, such as stages.zero.rewards.0.
+    """
+
+    path: str
     reward: str
     golds: float | None = None
     shuffled: float | None = None
@@ -52,20 +56,21 @@ class Proof:
     faults: list[str] = field(default_factory=list)
 
 
-def prove(stages: dict[str, StageConfig], names: list[str]) -> Iterator[tuple[str, Proof]]:
-    """A proof of each reward of the named stages of a recipe, with its path in it."""
+def prove(stages: dict[str, StageConfig], names: list[str]) -> Iterator[Proof]:
+    """A proof of each reward of the named stages of a recipe."""
     for name in names:
         for path, reward in rewards_of(stages[name]):
-            yield f"stages.{name}.{path}", prove_reward(reward, stages[name], stages)
+            yield Proof(f"stages.{name}.{path}", reward.use, **prove_reward(reward, stages[name], stages))
 
 
-def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageConfig]) -> Proof:
+def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageConfig]) -> dict[str, Any]:
+    """A Proof's fields."""
     sources = [config.problems] if isinstance(config.problems, str) else config.problems  # type: ignore[attr-defined]
     missing = [source for source in sources if source.startswith("$") or not is_here(source)]
     if not reward.preflight:
-        return Proof(reward.use, skipped="preflight: off")
+        return {"skipped": "preflight: off"}
     if missing or (reward.model or "").startswith("$"):
-        return Proof(reward.use, skipped=f"{missing[0] if missing else reward.model} is not here yet")
+        return {"skipped": f"{missing[0] if missing else reward.model} is not here yet"}
     problems = [problem for source in sources for problem in load_problems(source, MOST_PROBLEMS)]
     pool = Pool(f"{__name__}:measure", SECONDS, size=1, memory=MEMORY)
     rows = json.loads(json.dumps([asdict(problem) for problem in problems], default=str))
@@ -73,8 +78,8 @@ def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageCon
     pool.close()
     if isinstance(found, Lost):
         how = f"took more than {SECONDS:.0f} s" if found is Lost.TIMEOUT else "ended its process"
-        return Proof(reward.use, faults=[f"the reward {reward.use} {how} for {len(problems)} gold completions"])
-    return Proof(reward.use, **found)
+        return {"faults": [f"the reward {reward.use} {how} for {len(problems)} gold completions"]}
+    return dict(found)
 
 
 def prefill_of(config: StageConfig, stages: dict[str, StageConfig], problem: Problem) -> str:

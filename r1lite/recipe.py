@@ -59,10 +59,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
 def prove_rewards(recipe: Recipe, stages: list[str]) -> list[Proof]:
     """Try the rewards of some stages on their own problems. Raises RecipeError where one cannot be relied on."""
     proofs = list(prove(recipe.stages, stages))
-    faults = [f"{path}: {fault}" for path, proof in proofs for fault in proof.faults]
+    refuse_unproven(recipe, proofs)
+    return proofs
+
+
+def refuse_unproven(recipe: Recipe, proofs: list[Proof]) -> None:
+    faults = [f"{proof.path}: {fault}" for proof in proofs for fault in proof.faults]
     if faults:
         raise RecipeError(recipe.source, faults)
-    return [proof for _, proof in proofs]
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

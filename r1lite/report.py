@@ -30,13 +30,18 @@ def plan_table(planned: list[Planned]) -> Table:
 
 def proofs_table(proofs: list[Proof]) -> Table:
     """What each reward says of gold answers, of other problems' gold answers and of hacks, and how long it takes."""
-    table = new_table("reward", "golds", "shuffled golds", "hacks paid", "ms a completion, p50", "p99", "verdict")
+    table = new_table("stage", "reward", "golds", "shuffled", "hacks paid", "ms each: p50", "p99", "verdict")
     for proof in proofs:
-        verdict = proof.skipped or ("proven" if proof.judged else "runs; it asks for no answer")
         hacked = str(proof.hacked) if proof.judged and proof.hacked is not None else ""
-        cells = [number(proof.golds), number(proof.shuffled), hacked]
-        table.add_row(proof.reward, *cells, number(proof.p50), number(proof.p99), verdict)
+        cells = [number(proof.golds), number(proof.shuffled), hacked, number(proof.p50), number(proof.p99)]
+        table.add_row(proof.path.split(".")[1], proof.reward, *cells, verdict(proof))
     return table
+
+
+def verdict(proof: Proof) -> str:
+    if proof.faults:
+        return "[red]fails[/]"
+    return proof.skipped or ("[green]proven[/]" if proof.judged else "runs; it asks for no answer")
 
 
 def print_scores(console: Console, scores: Scores) -> None:

@@ -218,6 +218,7 @@ def test_check_prints_the_proofs_and_exits_2_where_one_fails(recipe, tmp_path):
     recipe("always")
     done = r1lite("check", str(tmp_path / "recipe.yaml"))
     assert done.returncode == 2
+    assert "fails" in done.stdout
     assert "mine.py:always" in done.stderr
     assert "Traceback" not in done.stderr
 
