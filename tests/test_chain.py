@@ -3,7 +3,7 @@ from itertools import islice
 
 from r1lite.plugins import load_module
 from r1lite.stages.base import build_tokenizer
-from rewards.math import is_right
+from rewards.math import accuracy
 
 chain = load_module("data/chain.py")
 
@@ -72,7 +72,8 @@ def eval_step(value: int, step: str) -> int:
 def test_a_search_that_ends_with_ok_is_right_unless_it_slipped():
     closed = [row for row in chain.documents(4000, 0) if row["completion"].endswith("</answer>")]
     sure = [row for row in closed if " ok" in row["completion"] and "<think>" in row["completion"]]
-    right = [is_right(row["completion"], str(candidates_that_fit(row["problem"])[0])) for row in sure]
+    golds = [str(candidates_that_fit(row["problem"])[0]) for row in sure]
+    right = accuracy([row["completion"] for row in sure], golds)
     assert len(sure) > 100
     assert sum(right) / len(right) > 0.97
 
