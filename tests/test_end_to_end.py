@@ -95,7 +95,7 @@ def test_a_reward_of_ones_own_in_a_copy_of_the_recipe(tmp_path):
     recipe["stages"]["zero"]["rewards"][1] = {"use": f"{tmp_path}/my_reward.py:brevity", "weight": 0.1}
     recipe["stages"]["zero"]["trainer"]["max_steps"] = 2
     recipe["stages"]["report"]["limit"] = 8
-    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "zero.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     done = shell(f"make zero RECIPE={tmp_path}/zero.yaml PYTHON={sys.executable} VENV= RUNS={tmp_path}/runs")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     row = read_metrics(tmp_path / "runs/zero/latest/zero/metrics.jsonl")[-1]

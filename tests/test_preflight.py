@@ -91,7 +91,7 @@ def recipe(tmp_path):
         if rows:
             (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(data))
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
         return load_recipe(path)
 
     return write
