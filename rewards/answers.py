@@ -145,8 +145,22 @@ def close(gold: Fraction, given: Fraction, written: str) -> bool:
     return gold.denominator != 1 and not is_decimal(written) and abs(given - gold) < abs(gold) / 10**6
 
 
+def same_at_once(gold: str, given: str) -> bool | None:
+    """Whether two cleaned answers are equal; None where it takes algebra to say.
+
+    Words are compared letter by letter, but two letters may be a product of variables.
+    """
+    if not given:
+        return False
+    decided = same_number(gold, given)
+    if decided is None and is_words(gold) and is_words(given):
+        same = letters(gold) == letters(given)
+        decided = same if same or max(len(gold), len(given)) > 2 else None
+    return decided
+
+
 def is_words(text: str) -> bool:
-    """A name, a choice, a sentence: compared letter by letter. Two or three letters may be a product of variables."""
+    """A name, a choice, a sentence."""
     return WORDS.fullmatch(text) is not None
 
 

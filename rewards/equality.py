@@ -10,7 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.answers import is_decimal, is_words, letters, same_number
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy import Expr, I, N, Rational, Symbol
+from sympy.core.relational import Relational
+
+from rewards.answers import is_decimal, is_words, letters, same_at_once, same_number
 
 MATRIX = re.compile(r"\\begin\{([pbB]|small)?(?:matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{[a-zA-Z]*\}", re.DOTALL)
 ASSIGNED = re.compile(
@@ -48,13 +52,11 @@ def readable(gold: str) -> bool:
 
 
 def same(gold: str, given: str) -> bool:
-    decided = same_number(gold, given)
+    decided = same_at_once(gold, given)
     if decided is not None:
         return decided
     if letters(gold) == letters(given):
         return True
-    if is_words(gold) and is_words(given) and max(len(gold), len(given)) > 2:
-        return False
     if IN_BASE.fullmatch(gold) or IN_BASE.fullmatch(given):
         return re.sub("[{}]", "", gold) == re.sub("[{}]", "", given)
     if name_of(gold) == name_of(given) or len(RELATION.findall(gold)) != len(RELATION.findall(given)):
@@ -193,9 +195,6 @@ def decimal_fraction(match: re.Match) -> str:
 @functools.lru_cache(maxsize=4096)
 def read(text: str) -> Any:
     """What math-verify reads in LaTeX, a sympy object, or None."""
-    from math_verify import LatexExtractionConfig, parse
-    from sympy import I, Symbol
-
     if re.search(r"(?<![_^\d.])\d[\d.]*\s+[\d.]", text):
         return None  # two numbers, which would be read as one
     found = parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
@@ -205,17 +204,13 @@ def read(text: str) -> Any:
 
 
 def same_expression(gold: str, given: str, given_is_decimal: bool) -> bool:
-    from math_verify import verify
-    from sympy import Expr
-    from sympy.core.relational import Relational
-
     a, b = read(gold), read(given)
     if a is None or b is None:
         return False
     if isinstance(a, Expr) and isinstance(b, Expr):
         if a.free_symbols != b.free_symbols:
             return False
-        return same_function(a, b) if a.free_symbols else same_constant(a, b, given_is_decimal and not is_decimal(gold))
+        return same_function(a, b) if a.free_symbols else same_constant(a, b, given_is_decimal)
     if isinstance(a, Relational) and isinstance(b, Relational):
         return same_relation(a, b)
     if isinstance(a, Expr | Relational) or isinstance(b, Expr | Relational):
@@ -225,8 +220,6 @@ def same_expression(gold: str, given: str, given_is_decimal: bool) -> bool:
 
 def same_constant(a: Any, b: Any, approximately: bool) -> bool:
     """Rationals exactly, all else to 50 digits; a decimal that stands for a root or fraction to 6."""
-    from sympy import N
-
     a, b = a.doit(), b.doit()
     if a == b:
         return True
@@ -272,8 +265,6 @@ def difference(relation: Any) -> tuple[str, Any]:
 
 def values_at(expression: Any, seed: int) -> Any:
     """The value at a point that follows from the seed, its coordinates of both signs; None if there is none."""
-    from sympy import N, Rational
-
     symbols = sorted(expression.free_symbols, key=str)
     point = {s: Rational((-1) ** (seed * (i + 1)) * (37 * seed + 11 * i + 17), 19 + i) for i, s in enumerate(symbols)}
     value = N(expression.subs(point).doit(), DIGITS)

@@ -5,8 +5,7 @@ from typing import Any
 
 from r1lite.pool import Lost, pool
 from r1lite.prompts import final_answer, texts_of
-from rewards.answers import LONGEST, clean, is_words, letters, same_number
-from rewards.equality import equal
+from rewards.answers import LONGEST, clean, same_at_once
 
 verdicts: dict[tuple[str, str], bool | Lost] = {}  # a group's equal answers, and later steps', are compared once
 MOST_VERDICTS = 100_000
@@ -41,22 +40,14 @@ def accuracy(
 
 def compare(pairs: list[tuple[str, str]]) -> dict[tuple[str, str], bool | Lost]:
     """For each cleaned (gold, answer) whether they are equal: at once where text is enough, else by the pool."""
-    results = {pair: verdict for pair in pairs if (verdict := at_once(*pair)) is not None}
+    results = {pair: verdict for pair in pairs if (verdict := same_at_once(*pair)) is not None}
     slow = [pair for pair in pairs if pair not in results]
     new = [pair for pair in slow if pair not in verdicts]
     if len(verdicts) + len(new) > MOST_VERDICTS:
         verdicts.clear()
         new = slow
     if new:
+        from rewards.equality import equal  # with sympy, so not at the top
+
         verdicts.update(zip(new, pool(equal).map([list(pair) for pair in new]), strict=True))
     return results | {pair: verdicts[pair] for pair in slow}
-
-
-def at_once(gold: str, given: str) -> bool | None:
-    """Whether two cleaned answers are equal; None where it takes algebra to say."""
-    if not given:
-        return False
-    decided = same_number(gold, given)
-    if decided is None and is_words(gold) and (letters(gold) == letters(given) or (is_words(given) and len(given) > 2)):
-        return letters(gold) == letters(given)
-    return decided
