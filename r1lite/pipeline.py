@@ -119,8 +119,9 @@ def run(recipe: Recipe, runs: Path) -> list[Planned]:
     Raises StageFailed or Locked, and before anything is run RecipeError where a reward cannot be relied on.
     """
     download_models(recipe)
-    prove_rewards(recipe, [planned.spec.stage for planned in plan(recipe, runs) if planned.state != "done"])
-    for planned in plan(recipe, runs):
+    stages = plan(recipe, runs)
+    prove_rewards(recipe, [planned.spec.stage for planned in stages if planned.state != "done"])
+    for planned in stages:
         if planned.state == "done":
             say(f"{planned.spec.stage}: done ({planned.artifact.path})")
         else:

@@ -21,9 +21,9 @@ from r1lite.hacks import HACKS, filled
 from r1lite.plugins import load_function
 from r1lite.pool import Lost, Pool
 from r1lite.problems import is_here, load_problems
-from r1lite.prompts import messages_of, opening, parse, prompt_text, render
+from r1lite.prompts import opening, parse, prompt_text, render
 from r1lite.records import Problem
-from r1lite.rubric import columns_of, load_reward, scores_of
+from r1lite.rubric import GIVEN, as_prompted, columns_of, load_reward, scores_of
 from r1lite.stages.config import Reward, StageConfig, rewards_of
 
 Resolve = Callable[[str], Path | None]
@@ -32,7 +32,6 @@ MOST_PROBLEMS = 256  # that a preflight looks at; a stage proves all of its gold
 MOST_TIMED = 64
 SECONDS = 120.0
 MEMORY = 64 << 30  # bytes; a reward may bring a model
-GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "answer", "prefill"}
 WHOLE_NUMBER = re.compile(r"-?[1-9]\d*", re.ASCII)
 SHUFFLED_LIMIT = 0.05
 
@@ -176,11 +175,8 @@ def scorer(config: Reward, resolve: Resolve, template: str, prefill: str) -> Sco
         return scores_of(
             reward,
             prompts=prompts,
-            completions=[t if isinstance(p, str) else messages_of(t) for p, t in zip(prompts, texts, strict=True)],
+            completions=as_prompted(prompts, texts),
             completion_ids=[list(text.encode(errors="replace")) for text in texts],
-            log_metric=lambda *_: None,
-            log_extra=lambda *_: None,
-            trainer_state=None,
             **columns_of(problems, [prefill] * len(problems)),
         )
 
@@ -213,7 +209,7 @@ def is_judged(reward: Reward) -> bool:
 
 def signature_faults(reward: Reward, columns: set[str]) -> list[str]:
     """What a call by TRL would raise TypeError for."""
-    there = {*GIVEN, *columns}
+    there = {*GIVEN, "completion_ids", "answer", "prefill", *columns}
     known = ", ".join(sorted(there))
     faults = [
         f"the reward {reward.use} has no column {column!r} to rename; there are: {known}"

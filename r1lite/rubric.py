@@ -16,6 +16,7 @@ from r1lite.records import Problem
 from r1lite.stages.config import Reward
 
 RewardFunction = Callable[..., Any]  # a list of scores, or a coroutine of one
+GIVEN = {"prompts", "completions", "trainer_state", "log_extra", "log_metric"}  # to every reward, besides the columns
 
 
 def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) -> RewardFunction:
@@ -55,38 +56,41 @@ def is_async(function: Callable) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def scores_of(reward: RewardFunction, **columns: Any) -> list[float | None]:
-    """A reward's scores, awaited where they come later."""
-    scores = reward(**columns)
+def scores_of(
+    reward: RewardFunction, log_metric: Callable[[str, float], None] = lambda *_: None, **columns: Any
+) -> list[float | None]:
+    """The scores of a reward, called as GRPOTrainer calls it; awaited where they come later."""
+    scores = reward(log_metric=log_metric, log_extra=lambda *_: None, trainer_state=None, **columns)
     return asyncio.run(scores) if inspect.iscoroutine(scores) else scores
 
 
 def grade(
     reward: RewardFunction, tokenizer: Any, template: str, problems: list[Problem], groups: list[list[Completion]]
 ) -> tuple[list[str], list[float | None], dict[str, float]]:
-    """Texts and scores of each problem's completions, flat (P * n), and what the reward has logged.
-
-    The reward is called as GRPOTrainer calls it.
-    """
-    owners = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
+    """Texts and scores of each problem's completions, flat (P * n), and what the reward has logged."""
+    prompts = [render(template, problem.problem) for problem in problems]
+    prefill = [opening(prompt_text(tokenizer, prompt)) for prompt in prompts]
+    owners = [index for index, group in enumerate(groups) for _ in group]
     ids = [completion.token_ids for group in groups for completion in group]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     metrics: dict[str, float] = {}
-    prompts = [render(template, owner.problem) for owner in owners]
     scores = scores_of(
         reward,
-        prompts=prompts,
-        completions=[text if isinstance(p, str) else messages_of(text) for p, text in zip(prompts, texts, strict=True)],
+        prompts=[prompts[owner] for owner in owners],
+        completions=as_prompted([prompts[owner] for owner in owners], texts),
         completion_ids=ids,
         log_metric=metrics.__setitem__,
-        log_extra=lambda *_: None,
-        trainer_state=None,
-        **columns_of(owners, [opening(prompt_text(tokenizer, prompt)) for prompt in prompts]),
+        **columns_of([problems[owner] for owner in owners], [prefill[owner] for owner in owners]),
     )
     return texts, scores, metrics
 
 
-def columns_of(problems: list[Problem], prefill: list[str]) -> dict[str, list]:
+def as_prompted(prompts: list, texts: list[str]) -> list:
+    """Completions as TRL hands them over: texts after texts, messages after messages."""
+    return [text if isinstance(prompt, str) else messages_of(text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def columns_of(problems: list[Problem], prefill: list[str]) -> dict[str, Any]:
     """What rewards get of their problems besides prompts and completions: lists with an entry a completion."""
     columns = {key: [problem.columns.get(key) for problem in problems] for key in problems[0].columns}
     return {**columns, "answer": [problem.answer for problem in problems], "prefill": prefill}

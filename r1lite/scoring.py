@@ -10,13 +10,12 @@ from r1lite.engines import chunks
 from r1lite.preflight import required
 from r1lite.prompts import messages_of
 from r1lite.records import read_rows
-from r1lite.rubric import load_reward, scores_of
+from r1lite.rubric import GIVEN, load_reward, scores_of
 from r1lite.stages.config import Reward
 from r1lite.strict_yaml import explain, parse_value
 
 BATCH = 1024
 GRADERS = [Reward(use="rewards.math:accuracy"), Reward(use="rewards.exact:exact")]
-GIVEN = {"completions", "prompts", "log_metric", "log_extra", "trainer_state"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ def score_rows(reward: Reward, rows: list[dict[str, Any]], logged: dict[str, flo
             completions=[row["completion"] for row in batch],
             prompts=[row.get("prompt", row.get("problem", "")) for row in batch],
             log_metric=log_metric,
-            log_extra=lambda *_: None,
-            trainer_state=None,
             **columns,
         )
     return scores
