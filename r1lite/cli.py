@@ -1,4 +1,4 @@
-"""The command line: `r1lite check | plan | run | eval | score | show`.
+"""The command line: `r1lite check | plan | run | eval | compare | score | show`.
 
 Exit code 0: done; 1: the run failed; 2: the request was wrong.
 """
@@ -6,16 +6,20 @@ Exit code 0: done; 1: the run failed; 2: the request was wrong.
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from r1lite import observe, report
 from r1lite.artifacts import Artifact, read_json
+from r1lite.bands import held_against
+from r1lite.compare import compare
 from r1lite.pipeline import StageFailed, plan, run
 from r1lite.preflight import prove
+from r1lite.prompts import TEMPLATES
 from r1lite.recipe import build_recipe, load_recipe, refuse_unproven
 from r1lite.scoring import score_file, to_reward
 
@@ -68,39 +72,74 @@ def run_recipe(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Pat
 @app.command(name="eval")
 def evaluate(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="a stage's directory, a model's, or a hub id")
-    ],
-    problems: Annotated[list[str], typer.Option(metavar="CARD", help="card.yaml#split, a .jsonl or a .parquet file")],
-    samples: Annotated[int, typer.Option(help="completions per problem")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="the longest completion")] = 1024,
+        list[str] | None, typer.Argument(metavar="MODEL...", help="a stage's directory, a model's, or a hub id")
+    ] = None,
+    problems: Annotated[
+        list[str] | None, typer.Option(metavar="CARD", help="card.yaml#split, a .jsonl or a .parquet file")
+    ] = None,
+    rollouts: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="instead of both: completions that are there already")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="completions per problem; by default what the card says")] = None,
+    max_tokens: Annotated[int, typer.Option(help="the longest completion; R1 took 32768")] = 1024,
     temperature: float = 0.6,
     top_p: float = 0.95,
-    prompt: Annotated[str, typer.Option(help="prompt template: r1_zero, plain or chat")] = "r1_zero",
-    reward: Annotated[str, typer.Option(help="what says that a completion is right")] = "rewards.math:accuracy",
+    prompt: Annotated[str, typer.Option(help=f"prompt template: {', '.join(TEMPLATES)}")] = "r1_zero",
+    reward: Annotated[
+        str | None, typer.Option(help="what says that a completion is right; by default choice or accuracy")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="only the first problems")] = None,
     engine: Annotated[str, typer.Option(help="auto, vllm or transformers")] = "auto",
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print report.json instead of the table")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """pass@1 and pass@k of models on problems. A repeated call generates nothing anew.
+    """pass@1, pass@k and maj@k of models on problems. A repeated call generates nothing anew.
 
     [dim]r1lite eval data/tiny_base --problems data/chain.yaml#test --prompt plain --max-tokens 128 --limit 100[/dim]
     """
-    stage = {
-        "kind": "eval", "models": models, "problems": problems, "samples": samples, "max_tokens": max_tokens,
-        "temperature": temperature, "top_p": top_p, "prompt": prompt, "seed": seed, "reward": {"use": reward},
-        "limit": limit, "engine": engine,
-    }  # fmt: skip
+    if bool(rollouts) == bool(models or problems):
+        raise ValueError("name models and --problems, or --rollouts with completions that are there already")
+    stage: dict[str, Any] = {"kind": "grade", "rollouts": rollouts}
+    if not rollouts:
+        stage = {
+            "kind": "eval", "models": models or [], "problems": problems or [], "samples": samples,
+            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "prompt": prompt, "seed": seed,
+            "limit": limit, "engine": engine,
+        }  # fmt: skip
+    if reward:
+        stage["reward"] = to_reward(reward).model_dump()
     if as_json:
         observe.stream = sys.stderr
     recipe = build_recipe({"name": "eval", "stages": {"report": stage}}, "r1lite eval")
     (planned,) = run(recipe, runs)
     results = read_json(planned.artifact.path / "report.json")
     if as_json:
-        print(json.dumps(results, indent=2))
+        print(json.dumps({**results, "references": [held.model_dump() for held in held_against(results)]}, indent=2))
     else:
-        console.print(report.results_table(results))
+        report.print_results(console, results)
+        console.print(f"report.json, the samples and curves.png are in {planned.artifact.path}", highlight=False)
+
+
+@app.command(name="compare")
+def compare_reports(
+    one: Annotated[
+        str, typer.Argument(metavar="A", help="a report: its directory or report.json, with #MODEL if several")
+    ],
+    other: Annotated[str, typer.Argument(metavar="B", help="another, or the same one with another #MODEL")],
+    anyway: Annotated[bool, typer.Option("--anyway", help="compare even what was not measured alike")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the comparison as JSON")] = False,
+) -> None:
+    """B minus A, problem by problem, with its paired interval. Refuses reports of unlike protocols.
+
+    [dim]r1lite compare runs/zero/latest/report#data/tiny_base runs/zero/latest/report#\\$zero[/dim]
+    """
+    comparisons = compare(one, other, anyway)
+    if as_json:
+        print(json.dumps([asdict(comparison) for comparison in comparisons], indent=2))
+    else:
+        for comparison in comparisons:
+            report.print_comparison(console, comparison)
 
 
 @app.command()

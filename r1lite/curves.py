@@ -41,23 +41,37 @@ def draw_training(stage: Path, title: str) -> None:
     save(figure, title, stage)
 
 
-def draw_pass_at_k(stage: Path, results: list[dict[str, Any]]) -> None:
-    """curves.png of an evaluation: pass@k of every model with its 95 % interval, on one plot a set of problems."""
+def draw_evaluation(stage: Path, results: list[dict[str, Any]]) -> None:
+    """curves.png of an evaluation: for each set of problems every model's pass@k and maj@k with their 95 % intervals
+    over problems, and beside it what the same samples would have scored with fewer tokens."""
     names = list(dict.fromkeys(result["problems"] for result in results))
-    figure, axes = new_figure(len(names))
-    for axis, name in zip(axes, names, strict=False):
-        for result in (result for result in results if result["problems"] == name):
-            ks = [int(k) for k in result["pass@k"]]
-            values = list(result["pass@k"].values())
-            (line,) = axis.plot(ks, [value["mean"] for value in values], marker="o", ms=4, label=result["model"])
-            bounds = [value["low"] for value in values], [value["high"] for value in values]
-            axis.fill_between(ks, *bounds, color=line.get_color(), alpha=0.2, lw=0)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, [str(k) for k in ks])
-        axis.set(title=name, xlabel="k", ylabel="pass@k", ylim=(0, 1.02))
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, loc="lower right")
-    save(figure, "pass@k", stage)
+    figure, axes = new_figure(2 * len(names))
+    for name, k_axis, budget_axis in zip(names, axes[::2], axes[1::2], strict=True):
+        mine = [result for result in results if result["problems"] == name]
+        for result in mine:
+            (line,) = draw_estimates(k_axis, result["pass@k"], label=result["model"], marker="o")
+            draw_estimates(k_axis, result["maj@k"], label=None, marker="s", ls="--", color=line.get_color())
+            budgets = {int(budget): share for budget, share in result.get("pass@1_by_budget", {}).items()}
+            budget_axis.plot(list(budgets), list(budgets.values()), marker="o", ms=4, color=line.get_color())
+        ks = [int(k) for k in mine[0]["pass@k"]]
+        k_axis.set_xscale("log", base=2)
+        k_axis.set_xticks(ks, [str(k) for k in ks])
+        k_axis.set(title=name, xlabel="k", ylabel="pass@k (line), maj@k (dashed)", ylim=(0, 1.02))
+        k_axis.legend(frameon=False, loc="best")
+        budget_axis.set(title=name, xlabel="token budget", ylabel="pass@1 of the samples cut off there", ylim=(0, 1.02))
+        budget_axis.set_xscale("log", base=2)
+        budget_axis.xaxis.set_major_formatter("{x:,.0f}")
+        for axis in (k_axis, budget_axis):
+            axis.grid(alpha=0.3)
+    save(figure, "evaluation", stage)
+
+
+def draw_estimates(axis: Any, estimates: dict[str, Any], **style: Any) -> Any:
+    ks = [int(k) for k in estimates]
+    lines = axis.plot(ks, [each["mean"] for each in estimates.values()], ms=4, **style)
+    low, high = zip(*(each["ci_problems"] for each in estimates.values()), strict=True)
+    axis.fill_between(ks, low, high, color=lines[0].get_color(), alpha=0.12, lw=0)
+    return lines
 
 
 def new_figure(panels: int) -> tuple[Any, list[Any]]:

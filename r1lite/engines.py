@@ -1,15 +1,19 @@
-"""Generation behind one interface, `generate(prompts, n, sampling)`: vLLM, or transformers where there is no GPU.
+"""Generation: `generate` for rollouts of a model that trains, `stream` for many samples of one that does not.
 
-Both engines speak token ids, so that what is trained is exactly what was sampled, and both return the log-probs of the
-distribution they sampled from (after temperature, top-p and top-k).
+vLLM, or transformers where there is no GPU. All engines speak token ids, so that what is trained is exactly what was
+sampled. `generate` returns the log-probs of the distribution sampled from (after temperature, top-p and top-k).
 """
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from r1lite.records import seed_from
 
 if TYPE_CHECKING:
     import torch
@@ -27,17 +31,48 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Request:
+    """A prompt as token ids, and how many completions of it are wanted."""
+
+    prompt: list[int]
+    n: int
+
+
+@dataclass(frozen=True)
 class Completion:
-    """Sampled token ids (with the end token, if one came), their log-probs, and whether max_tokens cut it off."""
+    """Sampled token ids (with the end token, if one came), their log-probs, and whether max_tokens cut it off.
+
+    The log-probs of streamed completions are left out.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
     truncated: bool
 
 
+@dataclass(frozen=True)
+class Finished:
+    """Completions of the request with this index, and the seed of the random stream that they were drawn from."""
+
+    index: int
+    completions: list[Completion]
+    seed: int
+
+
+class Streaming(Protocol):
+    """An engine for evaluation: it gets all requests at once, and hands over what is done while the rest goes on."""
+
+    def stream(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Finished]]: ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it cannot be used afterwards."""
+        ...
+
+
 class Engine(Protocol):
+    """An engine for rollouts."""
+
     name: str
-    batch: int  # completions that are worth asking for at once
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         """`n` completions for each prompt, as token ids: (P, n)."""
@@ -63,14 +98,9 @@ def pick_engine(name: str) -> str:
     return "vllm" if torch.cuda.is_available() and find_spec("vllm") else "transformers"
 
 
-def open_engine(name: str, path: Path, tokenizer: Any, max_length: int, seed: int) -> Engine:
-    """An engine with a model directory's weights; prompt and completion have at most `max_length` tokens together."""
-    from r1lite.models import end_tokens, load_generation_config, load_model
-
-    if pick_engine(name) == "vllm":
-        return VLLMEngine(path, end_tokens(load_generation_config(path), tokenizer), max_length, seed)
-    model = load_model(path, "auto")
-    return TransformersEngine(model, end_tokens(model.generation_config, tokenizer), tokenizer.pad_token_id)
+def engine_version(name: str) -> str:
+    """Example: "vllm 0.24.0"."""
+    return f"{name} {version(name)}"
 
 
 class TransformersEngine:
@@ -104,6 +134,17 @@ class TransformersEngine:
                 completions += self._decode(chunk, n, sampling, generator)
         self.model.train(was_training)
         return completions
+
+    def stream(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Finished]]:
+        """A batch at a time, in order. A batch's seed follows from its first prompt, so that what an interrupted call
+        has left is what an uninterrupted one would have made."""
+        start = 0
+        for n, alike in groupby(requests, key=lambda request: request.n):
+            for batch in chunks(list(alike), max(1, self.batch // n)):
+                seed = seed_from(f"{sampling.seed}/{batch[0].prompt}")
+                groups = self.generate([request.prompt for request in batch], n, replace(sampling, seed=seed))
+                yield [Finished(start + offset, group, seed) for offset, group in enumerate(groups)]
+                start += len(batch)
 
     def _decode(
         self, prompts: list[list[int]], n: int, sampling: Sampling, generator: "torch.Generator"
@@ -180,17 +221,13 @@ def sample(logits_BV: "torch.Tensor", sampling: Sampling, generator: "torch.Gene
 
 
 class VLLMEngine:
-    """vLLM on this process's GPU.
-
-    With `in_process` it can follow, by `sync`, a model that trains beside it. Without, it has a process of its own, and
-    gives the GPU's memory back when it is closed.
+    """vLLM in this process, on its GPU, so that it can follow, by `sync`, a model that trains beside it.
 
     Its random stream starts from `seed` and goes on from call to call; a seed of its own for each request would make
     vLLM sample row by row. So runs with it are reproducible in distribution, not token by token.
     """
 
     name = "vllm"
-    batch = 8192
 
     def __init__(
         self,
@@ -198,13 +235,10 @@ class VLLMEngine:
         eos_token_ids: list[int],
         max_length: int,
         seed: int,
-        memory_share: float = 0.85,
+        memory_share: float,
         dtype: str = "auto",
-        in_process: bool = False,
     ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
-        # Asking torch whether there is a GPU is enough to make CUDA fail in a forked process.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM
 
         self.eos_token_ids = eos_token_ids

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from r1lite.observe import say
 from r1lite.plugins import source_hashes
 from r1lite.prompts import TEMPLATES
 from r1lite.recipe import Recipe, prove_rewards
+from r1lite.records import digest
 from r1lite.stages.config import StageConfig, references
 
 
@@ -65,7 +67,12 @@ def inputs(config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
     }
 
 
-FINGERPRINTS = {"model": models.fingerprint, "problems": problem_cards.fingerprint, "function": source_hashes}
+FINGERPRINTS: dict[str, Callable[[str], dict[str, str]]] = {
+    "model": models.fingerprint,
+    "problems": problem_cards.fingerprint,
+    "function": source_hashes,
+    "rollouts": lambda path: {path: digest(Path(path).read_bytes())},
+}
 
 
 def state_of(spec: Spec, artifact: Artifact, others: list[Artifact], waiting: list[str]) -> tuple[str, str]:

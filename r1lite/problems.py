@@ -2,13 +2,17 @@
 
 A card is a YAML file that says where a data set comes from (a generator function, a local jsonl or parquet file, or a
 hub data set at a pinned revision) and which of its columns are the problem and the answer. `data/chain.yaml#train` is
-the split `train` of that card; `my.jsonl` is a file with the columns `problem` and `answer`.
+the split `train` of that card; `my.jsonl` is a file with the columns `problem` and `answer`. Where the hub is out of
+reach, `data/aime24.yaml#test@my.jsonl` lets a file stand in for it, and what the card says is checked all the same.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,15 +21,50 @@ from r1lite.plugins import load_function, source_hashes
 from r1lite.records import Problem, digest, read_rows
 from r1lite.strict_yaml import explain, load_yaml
 
+NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
+
 
 class Columns(BaseModel):
-    """Which columns of the source are what. `answer_after`: the answer is what follows its last occurrence."""
+    """Which columns of the source are what. `answer_after`: the answer is what follows its last occurrence.
+
+    `wrong` names the columns of a multiple choice's other options. All are put in an order that follows from `seed` and
+    their text, and listed below the problem as A), B), ...; the answer becomes a letter.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     problem: str = "problem"
     answer: str = "answer"
     answer_after: str | None = None
+    wrong: list[str] = Field(default=[], max_length=9)
+    seed: int = 0
+
+
+class Answers(BaseModel):
+    """What every answer has to be; `least` and `most` bound integers. Problems are left out whose answer is in `drop`:
+    known to be wrong, or such that no grader can read it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["integer", "number", "math", "choice"]
+    least: int | None = None
+    most: int | None = None
+    drop: list[str] = []
+
+    def fault(self, answer: str) -> str | None:
+        """Why an answer is not of this kind; `math` is whatever the grader can read, which is proven elsewhere."""
+        if self.kind == "choice" and not re.fullmatch("[A-J]", answer):
+            return "is no letter from A to J"
+        if self.kind not in ("integer", "number"):
+            return None
+        if not NUMBER.fullmatch(answer):
+            return "is no plain number"
+        value = Fraction(answer.replace(",", ""))
+        if self.kind == "integer" and value.denominator != 1:
+            return "is no integer"
+        if (self.least is not None and value < self.least) or (self.most is not None and value > self.most):
+            return f"is not within {self.least} and {self.most}"
+        return None
 
 
 class Hub(BaseModel):
@@ -40,7 +79,10 @@ class Hub(BaseModel):
 
 
 class Source(BaseModel):
-    """One split: exactly one of `generator` (called with `args`), `file` and `hub`; `limit` keeps the first rows."""
+    """One split: exactly one of `generator` (called with `args`), `file` and `hub`.
+
+    `limit` keeps the first rows; `rows` is how many there have to be.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,6 +91,7 @@ class Source(BaseModel):
     file: str | None = None
     hub: Hub | None = None
     limit: int | None = Field(default=None, gt=0)
+    rows: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def one_source(self) -> "Source":
@@ -58,11 +101,15 @@ class Source(BaseModel):
 
 
 class Card(BaseModel):
+    """`answers` is checked on load; `samples` is how many completions a problem its users take by convention."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     description: str
     license: str
     columns: Columns = Columns()
+    answers: Answers | None = None
+    samples: int | None = Field(default=None, gt=0)
     splits: dict[str, Source]
 
 
@@ -86,8 +133,13 @@ def look_at(reference: str) -> None:
     elif not cached(source.hub) and not hub_reachable():
         raise ValueError(
             f"{reference}: the data set {source.hub.id} is not in the hub's cache, and the hub cannot be reached; "
-            "download it where there is network, or name a local jsonl or parquet file instead"
+            f"{remedy(reference)}"
         )
+
+
+def remedy(reference: str) -> str:
+    stand_in = f"{reference}@FILE.jsonl"
+    return f"download it where there is network, or let a file with `problem` and `answer` stand in: {stand_in}"
 
 
 def is_here(reference: str) -> bool:
@@ -102,11 +154,21 @@ def cached(hub: Hub) -> bool:
 
 
 def iterate(reference: str) -> Iterator[Problem]:
-    source, columns = resolve(reference)
+    source, card = resolve(reference)
+    number = 0
     for number, row in enumerate(rows_of(source, reference), 1):
         if number - 1 == source.limit:
             return
-        yield to_problem(row, columns, f"{reference}, row {number}")
+        problem = to_problem(row, card.columns, f"{reference}, row {number}")
+        if card.answers and problem.answer in card.answers.drop:
+            continue
+        if card.answers and (fault := card.answers.fault(problem.answer)):
+            raise ValueError(f"{reference}, row {number}: the answer {problem.answer!r} {fault}")
+        yield problem
+    if source.rows is not None and number != source.rows:
+        raise ValueError(
+            f"{reference} has {number} rows, but its card says {source.rows}: it is not the set that it names"
+        )
 
 
 def to_problem(row: dict[str, Any], columns: Columns, where: str) -> Problem:
@@ -116,6 +178,8 @@ def to_problem(row: dict[str, Any], columns: Columns, where: str) -> Problem:
     problem, answer = row[columns.problem], row[columns.answer]
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
+    if isinstance(answer, list):
+        answer = ", ".join(map(str, answer))
     if not isinstance(problem, str) or not problem.strip():
         raise ValueError(f"{where}: the problem is {problem!r}, not a text")
     if not isinstance(answer, str) or not answer.strip():
@@ -125,7 +189,21 @@ def to_problem(row: dict[str, Any], columns: Columns, where: str) -> Problem:
         if not marker or not answer.strip():
             raise ValueError(f"{where}: the answer has nothing after {columns.answer_after!r}")
     others = {key: value for key, value in row.items() if key not in (columns.problem, columns.answer)}
+    if columns.wrong:
+        problem, answer = with_options(problem.strip(), answer.strip(), row, columns, where)
+        others = {key: value for key, value in others.items() if key not in columns.wrong}
     return Problem(problem.strip(), answer.strip(), others)
+
+
+def with_options(problem: str, answer: str, row: dict[str, Any], columns: Columns, where: str) -> tuple[str, str]:
+    """The problem with its options below, and the letter of the right one."""
+    wrong = [str(row.get(column) or "").strip() for column in columns.wrong]
+    if answer in wrong or "" in wrong:
+        raise ValueError(f"{where}: a wrong option is the right one, or empty: {[answer, *wrong]}")
+    # Two rows of GPQA diamond have a wrong option twice; it is listed once.
+    options = sorted({answer, *wrong}, key=lambda option: digest(f"{columns.seed}/{problem}/{option}"))
+    lines = [f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
+    return "\n".join([problem, "", *lines]), ascii_uppercase[options.index(answer)]
 
 
 def rows_of(source: Source, reference: str) -> Iterable[dict[str, Any]]:
@@ -147,31 +225,41 @@ def hub_rows(hub: Hub, reference: str) -> Iterable[dict[str, Any]]:
     except Exception as error:  # datasets raises a dozen kinds for one cause
         raise ValueError(
             f"{reference}: cannot load the data set {hub.id} from the hub "
-            f"({type(error).__name__}: {str(error)[:200]}); "
-            "download it where there is network, or name a local jsonl or parquet file instead"
+            f"({type(error).__name__}: {str(error)[:200]}); {remedy(reference)}"
         ) from error
 
 
-def resolve(reference: str) -> tuple[Source, Columns]:
-    path, _, split = reference.partition("#")
+def resolve(reference: str) -> tuple[Source, Card]:
+    """Where the problems come from, and what their card says; a plain file has a card that says nothing."""
+    named, _, stand_in = reference.partition("@")
+    path, _, split = named.partition("#")
     if not path.endswith((".yaml", ".yml")):
-        if split or not path.endswith((".jsonl", ".parquet")):
+        if split or not reference.endswith((".jsonl", ".parquet")):
             raise ValueError(f"{reference!r} is not a data card (.yaml#split), a .jsonl or a .parquet file")
-        return Source(file=path), Columns()
+        return Source(file=reference), Card(description="", license="", splits={})
     try:
         card = Card.model_validate(load_yaml(existing(path)))
     except ValidationError as error:
         raise ValueError(f"{path}: " + "; ".join(explain(error, Card))) from None
     if split not in card.splits:
         raise ValueError(f"{path} has no split {split!r}; write {path}#SPLIT with one of: {', '.join(card.splits)}")
-    return card.splits[split], card.columns
+    if not stand_in:
+        return card.splits[split], card
+    columns = card.columns.model_copy(update={"problem": "problem", "answer": "answer"})
+    return Source(file=stand_in, rows=card.splits[split].rows), card.model_copy(update={"columns": columns})
+
+
+def card_of(reference: str) -> Card:
+    """What the card of a reference says."""
+    return resolve(reference)[1]
 
 
 def fingerprint(reference: str) -> dict[str, str]:
     """Hashes of everything that decides what these problems are: card, generator source, file content."""
     source, _ = resolve(reference)
-    path = reference.partition("#")[0]
-    hashes = {path: digest(Path(path).read_bytes())}
+    hashes = {}
+    if (path := reference.partition("#")[0]) != reference:
+        hashes[path] = digest(Path(path).read_bytes())
     if source.generator is not None:
         hashes |= source_hashes(source.generator)
     if source.file is not None:

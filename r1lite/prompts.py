@@ -16,9 +16,11 @@ TEMPLATES = {
     "r1_zero": R1_ZERO,
     # The same conversation without the instructions, for a base model that knows nothing but this format.
     "plain": "User: {problem}\nAssistant:",
-    # The chat template that comes with the model.
+    # These go through the chat template that comes with the model: as it is, and as DeepSeek-R1's README says for math.
     "chat": "{problem}",
+    "r1_chat": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{}.",
 }
+CHAT = ("chat", "r1_chat")
 
 COMPLETION = re.compile(r"\s*<think>(?P<think>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
 TAG = re.compile(r"</?(?:think|answer)>")
@@ -35,10 +37,9 @@ class Parsed:
 
 
 def render(template: str, problem: str) -> Any:
-    """A prompt as TRL takes it: a string, or for `chat` a list of messages."""
-    if template == "chat":
-        return [{"role": "user", "content": TEMPLATES["chat"].replace("{problem}", problem)}]
-    return TEMPLATES[template].replace("{problem}", problem)
+    """A prompt as TRL takes it: a string, or for those of `CHAT` a list of messages."""
+    text = TEMPLATES[template].replace("{problem}", problem)
+    return [{"role": "user", "content": text}] if template in CHAT else text
 
 
 def encode(tokenizer: Any, prompt: Any) -> list[int]:

@@ -12,11 +12,16 @@ from r1lite import problems as problem_cards
 from r1lite.plugins import load_function
 from r1lite.preflight import Proof, prove
 from r1lite.prompts import TEMPLATES
-from r1lite.stages import base, evaluate, grpo
+from r1lite.stages import base, evaluate, grade, grpo
 from r1lite.stages.config import StageConfig, references
 from r1lite.strict_yaml import did_you_mean, explain, load_yaml, parse_value
 
-KINDS: dict[str, type[StageConfig]] = {"base": base.Config, "grpo": grpo.Config, "eval": evaluate.Config}
+KINDS: dict[str, type[StageConfig]] = {
+    "base": base.Config,
+    "grpo": grpo.Config,
+    "eval": evaluate.Config,
+    "grade": grade.Config,
+}
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 FIELDS = ("name", "seed", "prompt", "stages")
 
@@ -152,6 +157,10 @@ def check_reference(
     try:
         if kind == "function":
             load_function(value)
+        elif kind == "rollouts":
+            if not value.endswith((".jsonl", ".parquet")):
+                return f"{value} is neither a .jsonl nor a .parquet file"
+            problem_cards.existing(value)
         elif kind == "problems":
             if models.HUB_ID.fullmatch(value) and not value.endswith((".jsonl", ".parquet", ".yaml", ".yml")):
                 return f"{value} looks like a model, and problems belong here: a card (.yaml#split), .jsonl or .parquet"

@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from r1lite.artifacts import Artifact, read_json
-from r1lite.metrics import Estimate, mean_or_none
+from r1lite.bands import held_against
+from r1lite.compare import Comparison
+from r1lite.metrics import mean_or_none
 from r1lite.observe import duration, read_metrics
 from r1lite.pipeline import Planned
 from r1lite.preflight import Proof
@@ -17,6 +19,7 @@ from r1lite.records import read_rows
 from r1lite.scoring import Scores
 
 MOST_SHOWN = 20
+REPORTING = ("eval", "grade")  # the kinds of stages that make a report.json
 COLORS = {"done": "green", "resume": "yellow", "run": "cyan"}
 
 
@@ -70,8 +73,8 @@ def number(value: float | None) -> str:
 def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
     """The end of a run: what was measured, how long each stage took, and where everything is."""
     for item in planned:
-        if item.spec.kind == "eval":
-            console.print(results_table(read_json(item.artifact.path / "report.json")))
+        if item.spec.kind in REPORTING:
+            print_results(console, read_json(item.artifact.path / "report.json"))
     table = new_table("stage", "seconds", "curves (the rest lies beside them)")
     for item in planned:
         took = item.artifact.manifest()["seconds"]
@@ -80,21 +83,80 @@ def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
     console.print(f"All stages are done; this run took {duration(seconds)}.")
 
 
+def print_results(console: Console, report: dict[str, Any]) -> None:
+    """An evaluation's table, and below it what else one should know before one believes it."""
+    console.print(results_table(report))
+    for result in report["results"]:
+        names = [name for name in result["graders"] if name != "disagree" and "/" not in name]
+        counted = [f"{name} {value:g}" for name, value in result["graders"].items() if "/" in name and value]
+        line = f"{' and '.join(names)} disagree on {result['graders']['disagree']} samples"
+        where = f"{result['model']} on {result['problems']}"
+        console.print(f"{where}: {', '.join([line, *counted])}; protocol {result['fingerprint']}", highlight=False)
+    for held in held_against(report):
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in held.published.items())
+        low, high = held.band
+        color = "green" if held.verdict == "inside" else "red"
+        console.print(
+            f"{held.model} on {held.problems}: {held.metric} {held.value:.3f} is [{color}]{held.verdict}[/] the band "
+            f"{low:.3f} to {high:.3f} of what was published ({figures})",
+            highlight=False,
+        )
+
+
 def results_table(report: dict[str, Any]) -> Table:
     protocol = report["protocol"]
-    title = f"temperature {protocol['temperature']}, top-p {protocol['top_p']}, 95 % intervals over problems"
-    largest = max(int(k) for result in report["results"] for k in result["pass@k"])
-    table = new_table("model", "problems", "pass@1", f"pass@{largest}", "mean length", "truncated", title=title)
+    title = "95 % intervals"
+    if "temperature" in protocol:
+        title = (
+            f"temperature {protocol['temperature']}, top-p {protocol['top_p']}, {protocol['max_tokens']} tokens, "
+            f"prompt {protocol['prompt']}, {protocol['engine']}; {title}"
+        )
+    largest = max((int(k) for result in report["results"] for k in result["pass@k"]), default=1)
+    columns = ["model", "problems", "pass@1", "over samples", "over problems", f"pass@{largest}", f"maj@{largest}"]
+    table = new_table(*columns, "tokens", "truncated", "no answer", title=title)
     for result in report["results"]:
-        estimates = [Estimate(**result["pass@k"][str(k)]) for k in (1, largest)]
+        best = str(result["n_samples"])
         table.add_row(
             result["model"],
             f"{result['problems']} ({result['n_problems']} x {result['n_samples']})",
-            *map(escape, map(str, estimates)),
-            f"{result['mean_length']:.1f}",
-            f"{result['truncated']:.1%}",
+            f"{result['pass@1']:.3f}",
+            interval(result["pass@1_ci_samples"]),
+            interval(result["pass@1_ci_problems"]),
+            f"{result['pass@k'][best]['mean']:.3f}",
+            f"{result['maj@k'][best]['mean']:.3f}",
+            "" if result["mean_tokens"] is None else f"{result['mean_tokens']:,.1f}",
+            share(result["truncated"]),
+            share(result["no_answer"]),
         )
     return table
+
+
+def print_comparison(console: Console, comparison: Comparison) -> None:
+    before, after = comparison.pass_at_1
+    models = f"{comparison.a} {before:.3f}, {comparison.b} {after:.3f}"
+    console.print(f"{comparison.problems}, {comparison.n_problems} problems: {models}", highlight=False)
+    table = new_table("difference", "over samples", "over problems, paired", "p", "won", "lost")
+    table.add_row(
+        f"{comparison.difference:+.3f}",
+        interval(comparison.ci_samples, "+.3f"),
+        interval(comparison.ci_problems, "+.3f"),
+        f"{comparison.p:.4f}",
+        str(len(comparison.won)),
+        str(len(comparison.lost)),
+    )
+    console.print(table)
+    for name, flipped in (("won", comparison.won), ("lost", comparison.lost)):
+        if flipped:
+            more = f" and {len(flipped) - MOST_SHOWN} more" if len(flipped) > MOST_SHOWN else ""
+            console.print(f"{name}: {', '.join(flipped[:MOST_SHOWN])}{more}", highlight=False)
+
+
+def interval(bounds: list[float] | tuple[float, float] | None, form: str = ".3f") -> str:
+    return "needs 2 samples" if bounds is None else escape(f"[{bounds[0]:{form}}, {bounds[1]:{form}}]")
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:
@@ -115,8 +177,8 @@ def print_stage(console: Console, artifact: Artifact, step: int | None, rows: in
         console.print(f"done on {manifest['finished']} in {duration(manifest['seconds'])} on {manifest['device']}")
     else:
         console.print("not done; the same `r1lite run` goes on from its last checkpoint")
-    if spec.kind == "eval" and artifact.done:
-        console.print(results_table(read_json(artifact.path / "report.json")))
+    if spec.kind in REPORTING and artifact.done:
+        print_results(console, read_json(artifact.path / "report.json"))
     metrics = read_metrics(artifact.path / "metrics.jsonl")
     if metrics:
         console.print(metrics_table(metrics))

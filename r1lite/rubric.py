@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,36 @@ def grade(
     owners = [index for index, group in enumerate(groups) for _ in group]
     ids = [completion.token_ids for group in groups for completion in group]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    asked = [Asked(problems[owner], prompts[owner], prefill[owner]) for owner in owners]
+    scores, metrics = score(reward, asked, texts, ids)
+    return texts, scores, metrics
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A problem as it was put to the model: its prompt, and what that had already written of the completion."""
+
+    problem: Problem
+    prompt: Any
+    prefill: str = ""
+
+
+def score(
+    reward: RewardFunction, asked: list[Asked], texts: list[str], ids: list[list[int]] | None = None
+) -> tuple[list[float | None], dict[str, float]]:
+    """Scores of completions, one to each of `asked`, and what the reward has logged; `ids` are their tokens."""
     metrics: dict[str, float] = {}
+    prompts = [each.prompt for each in asked]
+    tokens = {} if ids is None else {"completion_ids": ids}
     scores = scores_of(
         reward,
-        prompts=[prompts[owner] for owner in owners],
-        completions=as_prompted([prompts[owner] for owner in owners], texts),
-        completion_ids=ids,
+        prompts=prompts,
+        completions=as_prompted(prompts, texts),
         log_metric=metrics.__setitem__,
-        **columns_of([problems[owner] for owner in owners], [prefill[owner] for owner in owners]),
+        **tokens,
+        **columns_of([each.problem for each in asked], [each.prefill for each in asked]),
     )
-    return texts, scores, metrics
+    return scores, metrics
 
 
 def as_prompted(prompts: list, texts: list[str]) -> list:

@@ -248,7 +248,6 @@ def grpo_engine(
         config.seed,
         memory_share=arguments.vllm_gpu_memory_utilization,
         dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
-        in_process=True,
     )
 
 

@@ -19,9 +19,14 @@ from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import say
 from r1lite.pool import end_with_parent
 from r1lite.recipe import KINDS
-from r1lite.stages import base, evaluate, grpo
+from r1lite.stages import base, evaluate, grade, grpo
 
-RUN: dict[str, Callable[..., dict[str, Any]]] = {"base": base.run, "grpo": grpo.run, "eval": evaluate.run}
+RUN: dict[str, Callable[..., dict[str, Any]]] = {
+    "base": base.run,
+    "grpo": grpo.run,
+    "eval": evaluate.run,
+    "grade": grade.run,
+}
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
 

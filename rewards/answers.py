@@ -43,6 +43,11 @@ RATIO = re.compile(
     rf"|\(?(?P<n3>{DECIMAL})\s*/\s*(?P<d3>{DECIMAL})\)?)",
     re.ASCII,
 )
+SCIENTIFIC = re.compile(
+    rf"(?P<sign>[+-]?)\s*(?:(?P<n1>{DECIMAL})[eE](?P<e1>[+-]?\d{{1,3}})"
+    rf"|(?:(?P<n2>{DECIMAL})\s*\\(?:times|cdot)\s*)?10\s*\^\s*(?:\{{\s*(?P<e2>[+-]?\d{{1,3}})\s*\}}|(?P<e3>\d)))",
+    re.ASCII,
+)
 ONE_NUMBER = re.compile(rf"(?<![\w.\\^/*-])-?{DECIMAL}(?![\w\\^/*])", re.ASCII)
 PROSE = re.compile(r"[A-Za-z][A-Za-z']*(?:[ ,;:!?\"-]+[A-Za-z']+)*")
 COUNTED = re.compile(r"[a-z]{3,}(?: [a-z]+)*")
@@ -109,6 +114,9 @@ def number(text: str) -> Fraction | None:
     text = text[1:-1].strip() if text.startswith("{") and text.endswith("}") else text
     if match := PLAIN.fullmatch(text):
         return signed(match["sign"], to_fraction(match["value"]))
+    if match := SCIENTIFIC.fullmatch(text):
+        power = int(match["e1"] or match["e2"] or match["e3"])
+        return signed(match["sign"], to_fraction(match["n1"] or match["n2"] or "1") * Fraction(10) ** power)
     if not (match := RATIO.fullmatch(text)):
         return None
     top, bottom = (to_fraction(match[f"{part}1"] or match[f"{part}2"] or match[f"{part}3"]) for part in "nd")

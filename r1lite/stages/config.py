@@ -11,7 +11,7 @@ from r1lite.prompts import TEMPLATES
 
 @dataclass(frozen=True)
 class Reference:
-    """Marks a config field that names something outside the recipe: "model", "problems" or "function"."""
+    """Marks a config field that names something outside the recipe: "model", "problems", "function" or "rollouts"."""
 
     to: str
 
@@ -19,6 +19,7 @@ class Reference:
 ModelReference = Annotated[str, Reference("model")]  # $stage, a directory, or a hub id
 ProblemsReference = Annotated[str, Reference("problems")]  # card.yaml#split, a .jsonl or a .parquet file
 FunctionReference = Annotated[str, Reference("function")]  # module:function or path.py:function
+RolloutsReference = Annotated[str, Reference("rollouts")]  # a .jsonl or a .parquet file
 EngineName = Literal["auto", "vllm", "transformers"]
 
 

@@ -1,23 +1,30 @@
 """Evaluation: k samples a problem, pass@1 as their mean (DeepSeek-R1, arXiv 2501.12948v2, D.1)."""
 
-from dataclasses import asdict
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from r1lite.metrics import estimate, mean_or_none, pass_at_k, reflective_words
+from r1lite import protocol
+from r1lite.judging import ACCURACY, CHOICE, Judge, Row, is_right
 from r1lite.observe import Progress, say
 from r1lite.preflight import prove_golds
-from r1lite.problems import load_problems
-from r1lite.prompts import encode, render
-from r1lite.records import Problem, Rollout, digest, read_rows, seed_from, write_json, write_parquet
-from r1lite.rubric import RewardFunction, grade, load_reward
+from r1lite.problems import card_of, load_problems
+from r1lite.prompts import encode, opening, prompt_text, render
+from r1lite.records import Problem, digest, read_rows, seed_from, write_json, write_parquet
+from r1lite.rubric import Asked
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
+from r1lite.summary import summarize
 
 if TYPE_CHECKING:
-    from r1lite.engines import Completion, Engine
+    from r1lite.engines import Finished
     from r1lite.worker import Stage
 
 
@@ -30,140 +37,209 @@ class Config(StageConfig):
     models: list[ModelReference] = Field(min_length=1, description="what to evaluate: $stage, a directory or a hub id")
     problems: list[ProblemsReference] = Field(min_length=1, description="on what: card.yaml#split, .jsonl or .parquet")
     limit: int | None = Field(None, gt=0)
-    samples: int = Field(gt=0, description="completions per problem; R1 took 64 for AIME, 16 for MATH")
+    samples: int | None = Field(None, gt=0, description="completions per problem; the card's own where it is not said")
     max_tokens: int = Field(gt=0, description="the longest completion, in tokens")
     temperature: float = Field(0.6, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
-    reward: Reward = Reward(use="rewards.math:accuracy")
+    reward: Reward | None = Field(None, description="what is right; by default choice or accuracy, as the card needs")
     engine: EngineName = "auto"
+
+    def faults(self) -> Iterator[str]:
+        for path, values in (("models", self.models), ("problems", self.problems)):
+            for value in sorted({value for value in values if values.count(value) > 1}):
+                yield f"{path}: {value} is there twice"
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """A data card's problems, how often each is sampled, and by what its completions are graded."""
+
+    name: str
+    problems: list[Problem]
+    samples: int
+    grader: Reward
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem of one set as it is put to one model."""
+
+    source: ProblemSet
+    asked: Asked
+    ids: list[int]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.source.name, self.asked.problem.id
 
 
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """report.json: {"protocol": {...}, "results": [one object for each model and set of problems]}."""
-    from r1lite.curves import draw_pass_at_k
+    from r1lite.curves import draw_evaluation
 
-    problem_sets = {name: load_problems(name, config.limit) for name in config.problems}
-    results = []
-    for model in config.models:
-        samples = sample_model(config, stage, model, problem_sets)
-        results += [
-            {"model": model, "problems": name, **summarize(rows, config.samples, config.reward.name)}
-            for name, rows in samples.items()
-        ]
-    write_json(stage.path / "report.json", {"protocol": protocol(config), "results": results})
-    draw_pass_at_k(stage.path, results)
-    return {"results": results}
-
-
-def protocol(config: Config) -> dict[str, Any]:
-    keys = {"prompt", "samples", "max_tokens", "temperature", "top_p", "seed", "reward"}
-    return config.model_dump(include=keys)
+    sets = [load_set(config, name) for name in config.problems]
+    how = stated_protocol(config, sets, {model: stage.resolve(model) for model in config.models})
+    results = [result for model in config.models for result in evaluate_model(config, stage, model, sets)]
+    report = {"protocol": how, "results": results}
+    for result in results:
+        result["fingerprint"] = protocol.short(protocol.facts(report, result))
+    write_json(stage.path / "report.json", report)
+    draw_evaluation(stage.path, results)
+    shutil.rmtree(stage.path / "parts")  # all of it is in samples/ by now
+    return {"results": [{key: result[key] for key in ("model", "problems", "pass@1")} for result in results]}
 
 
-def sample_model(
-    config: Config, stage: "Stage", model: str, problem_sets: dict[str, list[Problem]]
-) -> dict[str, list[dict[str, Any]]]:
-    """A model's graded samples by set of problems: those that an interrupted run has left, and the missing ones."""
-    from r1lite.engines import open_engine
+def load_set(config: Config, name: str) -> ProblemSet:
+    card = card_of(name)
+    samples = config.samples or card.samples
+    if samples is None:
+        raise ValueError(f"{name} does not say how many samples a problem is usual; state `samples` (--samples)")
+    is_choice = card.answers is not None and card.answers.kind == "choice"
+    return ProblemSet(
+        name, load_problems(name, config.limit), samples, config.reward or (CHOICE if is_choice else ACCURACY)
+    )
+
+
+def stated_protocol(config: Config, sets: list[ProblemSet], models: dict[str, Path]) -> dict[str, Any]:
+    from r1lite.engines import engine_version, pick_engine
+
+    return {
+        **config.model_dump(include={"prompt", "temperature", "top_p", "max_tokens", "seed", "limit"}),
+        "template": protocol.template_hash(config.prompt),
+        "engine": engine_version(pick_engine(config.engine)),
+        "versions": protocol.grading_versions(),
+        "problems": {
+            each.name: {"key": protocol.problems_key(each.problems), "graders": protocol.graders([each.grader])}
+            for each in sets
+        },
+        "models": {model: protocol.model_facts(path, config.prompt) for model, path in models.items()},
+    }
+
+
+def evaluate_model(config: Config, stage: "Stage", model: str, sets: list[ProblemSet]) -> list[dict[str, Any]]:
     from r1lite.models import load_tokenizer
 
-    folders = {name: stage.path / "samples" / f"{digest(model)[:8]}-{digest(name)[:8]}" for name in problem_sets}
-    samples = {name: read_parts(folder) for name, folder in folders.items()}
-    missing = {}
-    for name, problems in problem_sets.items():
-        there = {row["problem_id"] for row in samples[name]}
-        missing[name] = [problem for problem in problems if problem.id not in there]
-    if not any(missing.values()):
-        return samples
-
-    path = stage.resolve(model)
-    tokenizer = load_tokenizer(path)
-    reward = load_reward(config.reward, stage.resolve)
-    longest = max(
-        len(encode(tokenizer, render(config.prompt, problem.problem)))
-        for problems in problem_sets.values()
-        for problem in problems
-    )
-    for name, problems in problem_sets.items():
-        prove_golds(config.reward, stage.resolve, config.prompt, tokenizer, problems, name)
-    engine = open_engine(config.engine, path, tokenizer, longest + config.max_tokens, config.seed)
-    for name, problems in missing.items():
-        say(f"  {model} on {name}: {len(problems)} problems to sample, {len(problem_sets[name]) - len(problems)} done")
-        samples[name] += sample_missing(config, reward, engine, tokenizer, problems, folders[name])
-    engine.close()
-    return samples
+    tokenizer = load_tokenizer(stage.resolve(model))
+    tasks = [put(config, tokenizer, source, problem) for source in sets for problem in source.problems]
+    judges = {source.name: Judge(source.grader, stage.resolve) for source in sets}
+    for source in sets:
+        prove_golds(source.grader, stage.resolve, config.prompt, tokenizer, source.problems, source.name)
+    rows = sample_missing(config, stage, model, tokenizer, tasks, judges)
+    results = []
+    for source in sets:
+        judge, asked = judges[source.name], {task.key[1]: task.asked for task in tasks if task.source is source}
+        mine: dict[str, list[Row]] = {name: [] for name in asked}
+        for row in rows:
+            if row["problems"] == source.name:
+                mine[row["id"]].append(row)
+        summary = summarize(mine, judge.names)
+        summary["graders"] |= judge.counts
+        budgets = by_budget(judge, asked, mine, tokenizer, config.max_tokens)
+        results.append({"model": model, "problems": source.name, **summary, "pass@1_by_budget": budgets})
+        kept = (row for each in mine.values() for row in each)
+        write_parquet(stage.path / "samples" / f"{slug(model, source.name)}.parquet", kept)
+    return results
 
 
-def read_parts(folder: Path) -> list[dict[str, Any]]:
-    return [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
+def put(config: Config, tokenizer: Any, source: ProblemSet, problem: Problem) -> Task:
+    prompt = render(config.prompt, problem.problem)
+    return Task(source, Asked(problem, prompt, opening(prompt_text(tokenizer, prompt))), encode(tokenizer, prompt))
 
 
 def sample_missing(
-    config: Config, reward: RewardFunction, engine: "Engine", tokenizer: Any, problems: list[Problem], folder: Path
-) -> list[dict[str, Any]]:
-    """Sample and grade problems, a part file a batch, so that a crash costs a batch at most."""
-    from r1lite.engines import Sampling, chunks
+    config: Config, stage: "Stage", model: str, tokenizer: Any, tasks: list[Task], judges: dict[str, Judge]
+) -> list[Row]:
+    """All judged samples of a model: those that an interrupted run has left, and the missing ones.
 
-    rows: list[dict[str, Any]] = []
-    progress = Progress(len(problems))
-    for batch in chunks(problems, max(1, engine.batch // config.samples)):
-        seed = seed_from(f"{config.seed}/{batch[0].id}")
-        sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=seed)
-        prompts = [encode(tokenizer, render(config.prompt, problem.problem)) for problem in batch]
-        graded = to_rows(config, reward, tokenizer, batch, engine.generate(prompts, config.samples, sampling), seed)
-        write_parquet(folder / f"part_{len(list(folder.glob('part_*'))):05d}.parquet", graded)
-        rows += graded
-        progress.advance(len(batch))
-        right = fmean(row[f"reward/{config.reward.name}"] for row in rows)
-        say(f"  {progress.done}/{progress.total} problems, pass@1 {right:.3f}, ETA {progress.eta()}")
+    What the engine hands over is written before it is judged, a part file at a time, so a crash costs little.
+    """
+    from r1lite.engines import Request, Sampling
+    from r1lite.fleet import open_engine
+
+    folder = stage.path / "parts" / slug(model)
+    rows = [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
+    by_key = {task.key: task for task in tasks}
+    judge_rows(rows, by_key, judges)
+    taken = Counter((row["problems"], row["id"]) for row in rows)
+    missing = [task for task in tasks if taken[task.key] < task.source.samples]
+    progress = Progress(sum(task.source.samples for task in tasks), len(rows))
+    say(f"  {model}: {progress.total - progress.done} samples to make, {progress.done} are there")
+    if not missing:
+        return rows
+    # vLLM's stream of random numbers would repeat itself for the samples that an interrupted run has left.
+    seed = seed_from(f"{config.seed}/{len(rows)}")
+    longest = max(len(task.ids) for task in tasks) + config.max_tokens
+    requests = [Request(task.ids, task.source.samples - taken[task.key]) for task in missing]
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=config.seed)
+    with closing(open_engine(config.engine, stage.resolve(model), longest, seed)) as engine:
+        start, tokens = time.monotonic(), 0
+        for number, finished in enumerate(engine.stream(requests, sampling), len(list(folder.glob("part_*")))):
+            fresh = to_rows(finished, missing, taken, tokenizer)
+            write_parquet(folder / f"part_{number:06d}.parquet", fresh)
+            judge_rows(fresh, by_key, judges)
+            rows += fresh
+            tokens += sum(row["tokens"] for row in fresh)
+            progress.advance(len(fresh))
+            right = sum(is_right(row, judges[row["problems"]].reward.name) for row in rows) / len(rows)
+            speed = f"{tokens / (time.monotonic() - start):,.0f} tokens/s"
+            say(f"  {progress.done}/{progress.total} samples  right {right:.3f}  {speed}  ETA {progress.eta()}")
     return rows
 
 
-def to_rows(
-    config: Config,
-    reward: RewardFunction,
-    tokenizer: Any,
-    problems: list[Problem],
-    groups: list[list["Completion"]],
-    seed: int,
-) -> list[dict[str, Any]]:
-    texts, scores, metrics = grade(reward, tokenizer, config.prompt, problems, groups)
-    for name, value in metrics.items():
-        if value:
-            say(f"  {name}: {value:g}")
-    owners = [problem for problem in problems for _ in range(config.samples)]
-    sampled = [completion for group in groups for completion in group]
-    return [
-        Rollout(
-            problem_id=owner.id,
-            sample=index % config.samples,
-            completion=text,
-            length=len(completion.token_ids),
-            truncated=completion.truncated,
-            rewards={config.reward.name: score or 0.0},
-            seed=seed,
-        ).row()
-        for index, (owner, completion, text, score) in enumerate(zip(owners, sampled, texts, scores, strict=True))
-    ]
+def to_rows(finished: list["Finished"], tasks: list[Task], taken: Counter, tokenizer: Any) -> list[Row]:
+    """Samples as they are kept; each gets the next number of its problem."""
+    rows = []
+    for each in finished:
+        task = tasks[each.index]
+        texts = tokenizer.batch_decode([c.token_ids for c in each.completions], skip_special_tokens=True)
+        for completion, text in zip(each.completions, texts, strict=True):
+            rows.append(
+                {
+                    "problems": task.source.name,
+                    "id": task.asked.problem.id,
+                    "sample": taken[task.key],
+                    "seed": each.seed,
+                    "completion": text,
+                    "token_ids": completion.token_ids,
+                    "tokens": len(completion.token_ids),
+                    "finish_reason": "length" if completion.truncated else "stop",
+                    "answer": task.asked.problem.answer,
+                }
+            )
+            taken[task.key] += 1
+    return rows
 
 
-def summarize(rows: list[dict[str, Any]], samples: int, right_by: str) -> dict[str, Any]:
-    """Metrics of graded samples; `right_by` names the reward, 0 or 1, that says which are right."""
-    score = f"reward/{right_by}"
-    by_problem: dict[str, list[float]] = {}
-    for row in rows:
-        by_problem.setdefault(row["problem_id"], []).append(row[score])
-    ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= samples]
-    pass_at = {k: estimate([pass_at_k(samples, round(sum(right)), k) for right in by_problem.values()]) for k in ks}
-    return {
-        "n_problems": len(by_problem),
-        "n_samples": samples,
-        "pass@1": pass_at[1].mean,
-        "pass@1_ci_problems": [pass_at[1].low, pass_at[1].high],
-        "pass@k": {str(k): asdict(value) for k, value in pass_at.items()},
-        "mean_length": mean_or_none([row["length"] for row in rows]),
-        "mean_length_right": mean_or_none([row["length"] for row in rows if row[score]]),
-        "mean_length_wrong": mean_or_none([row["length"] for row in rows if not row[score]]),
-        "truncated": mean_or_none([float(row["truncated"]) for row in rows]),
-        "reflective_words": mean_or_none([float(reflective_words(row["completion"])) for row in rows]),
-    }
+def judge_rows(rows: list[Row], tasks: dict[tuple[str, str], Task], judges: dict[str, Judge]) -> None:
+    """Add to each row what the graders say."""
+    for name, judge in judges.items():
+        mine = [row for row in rows if row["problems"] == name]
+        if mine:
+            asked = [tasks[name, row["id"]].asked for row in mine]
+            verdicts = judge(asked, [row["completion"] for row in mine], [row["token_ids"] for row in mine])
+            for row, verdict in zip(mine, verdicts, strict=True):
+                row |= verdict
+
+
+def by_budget(
+    judge: Judge, asked: dict[str, Asked], problems: dict[str, list[Row]], tokenizer: Any, max_tokens: int
+) -> dict[str, float]:
+    """pass@1 had the same samples been cut off at fewer tokens: at powers of two, and at max_tokens as they are."""
+    rows = [row for mine in problems.values() for row in mine]
+    budgets = [2**power for power in range(max_tokens.bit_length()) if max_tokens <= 2**power * 32 < max_tokens * 32]
+    shares = {}
+    for budget in budgets:
+        cut = [row for row in rows if row["tokens"] > budget]
+        ids = [row["token_ids"][:budget] for row in cut]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        scores = judge.scores(judge.reward.name, [asked[row["id"]] for row in cut], texts, ids) if cut else []
+        whole = sum(is_right(row, judge.reward.name) for row in rows if row["tokens"] <= budget)
+        shares[str(budget)] = (whole + sum(score >= 1 for score in scores)) / len(rows)
+    shares[str(max_tokens)] = sum(is_right(row, judge.reward.name) for row in rows) / len(rows)
+    return shares
+
+
+def slug(*names: str) -> str:
+    """A file name that says what is in it."""
+    readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_.") for name in names)
+    return f"{readable[-80:]}-{digest(' '.join(names))[:6]}"

@@ -37,7 +37,6 @@ def engine():
         0,
         memory_share=0.3,
         dtype="float32",
-        in_process=True,
     )
     yield engine, model
     engine.close()
