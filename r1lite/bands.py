@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from r1lite.stages.config import Strict
 from r1lite.strict_yaml import load_yaml
@@ -16,10 +16,16 @@ class Published(Strict):
 
     model: str
     problems: str
-    metric: str
+    metric: str = Field(pattern=r"^(pass|maj)@[1-9]\d*$")
     protocol: dict[str, Any]
     published: dict[str, float]
     band: tuple[float, float]
+
+    @model_validator(mode="after")
+    def in_order(self) -> "Published":
+        if not 0 <= self.band[0] <= self.band[1] <= 1:
+            raise ValueError(f"the band {list(self.band)} must go from a lower to a higher share in [0, 1]")
+        return self
 
 
 class Held(Strict):
@@ -43,8 +49,9 @@ def load_published(path: Path = REFERENCES) -> list[Published]:
 
 
 def held_against(report: dict[str, Any], path: Path = REFERENCES) -> list[Held]:
-    """Every published figure for a model and problems of this report, where the decoding was the same as theirs."""
-    if not path.exists():
+    """Every published figure for a model and problems of this report, where the decoding was the same as theirs and no
+    problem was left out."""
+    if not path.exists() or report["protocol"].get("limit") is not None:
         return []
     found = []
     for entry in load_published(path):

@@ -1,11 +1,11 @@
 """Two results, problem by problem: how far apart are they, and could it be chance?"""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
-from r1lite.artifacts import read_json
 from r1lite.intervals import Interval, t95
 from r1lite.protocol import differences, facts
 
@@ -38,42 +38,55 @@ class Comparison:
 def compare(one: str, other: str, anyway: bool = False) -> list[Comparison]:
     """Compare what is in two reports, each a stage's directory or a report.json, perhaps with `#MODEL` behind it.
 
-    Sets of problems are matched by their content, not by their name. Raises ValueError for unlike protocols, naming
-    each difference, unless `anyway`; then sets are matched by name where their content differs.
+    Sets of problems are matched by their content, else by their name. Raises ValueError for unlike protocols, naming
+    each difference, unless `anyway`; then the problems are compared that both have.
     """
     a, b = read_report(one), read_report(other)
-    pairs = matched(a, b, anyway)
-    if not pairs:
-        raise ValueError(f"{one} and {other} have no set of problems in common")
+    pairs = [(mine, its) for mine in a["results"] if (its := counterpart(a, mine, b))]
     faults = [
         f"{mine['problems']}: {difference}"
         for mine, its in pairs
         for difference in differences(facts(a, mine), facts(b, its))
     ]
-    if faults and not anyway:
+    matched = [mine["problems"] for mine, _ in pairs]
+    faults += [f"{each['problems']}: only in {one}" for each in a["results"] if each["problems"] not in matched]
+    if faults and pairs and not anyway:
         raise ValueError(
             "\n".join([f"{one} and {other} were not measured alike (--anyway compares them all the same)", *faults])
         )
+    pairs = [pair for pair in pairs if shared(*pair)]
+    if not pairs:
+        raise ValueError(f"{one} and {other} have no problem in common")
     return [paired(mine, its) for mine, its in pairs]
 
 
 def read_report(reference: str) -> dict[str, Any]:
     """A report with the results of one model only."""
-    name, _, model = reference.partition("#")
-    path = Path(name) / "report.json" if Path(name).is_dir() else Path(name)
-    report: dict[str, Any] = read_json(path)
-    models = list(dict.fromkeys(result["model"] for result in report["results"]))
+    name, _, model = (reference, "", "") if Path(reference).exists() else reference.rpartition("#")
+    path = Path(name or reference)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        models = list(dict.fromkeys(result["model"] for result in report["results"]))
+    except FileNotFoundError:
+        raise ValueError(f"there is no report {path} (looked in {Path.cwd()})") from None
+    except (ValueError, KeyError, TypeError, IsADirectoryError):
+        raise ValueError(f"{path} is no report of an evaluation") from None
     if (model and model not in models) or (not model and len(models) > 1):
-        valid = ", ".join(f"{name}#{each}" for each in models)
+        valid = ", ".join(f"{name or reference}#{each}" for each in models)
         raise ValueError(f"{reference}: name one of the models of this report: {valid}")
     return {**report, "results": [each for each in report["results"] if not model or each["model"] == model]}
 
 
-def matched(a: dict[str, Any], b: dict[str, Any], anyway: bool) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Pairs of results on the same problems; where no set is the same, those that share problems or a name."""
-    pairs = [(mine, its) for mine in a["results"] for its in b["results"]]
-    same = [pair for pair in pairs if facts(a, pair[0])["problems"] == facts(b, pair[1])["problems"]]
-    return same or [pair for pair in pairs if shared(*pair)]
+def counterpart(a: dict[str, Any], mine: dict[str, Any], b: dict[str, Any]) -> dict[str, Any] | None:
+    """The result on the same problems, else on a set of the same name, else on one that shares problems."""
+    key = facts(a, mine)["problems"]
+    tests = (
+        lambda its: facts(b, its)["problems"] == key,
+        lambda its: its["problems"] == mine["problems"],
+        lambda its: bool(shared(mine, its)),
+    )
+    return next((its for test in tests for its in b["results"] if test(its)), None)
 
 
 def shared(mine: dict[str, Any], its: dict[str, Any]) -> list[str]:
@@ -88,7 +101,7 @@ def paired(mine: dict[str, Any], its: dict[str, Any]) -> Comparison:
     ]
     gains = [after - before for before, after in rates]
     difference, count = fmean(gains), len(gains)
-    half = t95(count - 1) * stdev(gains) / count**0.5 if count > 1 else 1.0
+    half = t95(count - 1) * stdev(gains) / count**0.5 if count > 1 else 2.0
     return Comparison(
         a=mine["model"],
         b=its["model"],

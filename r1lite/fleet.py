@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -23,7 +22,6 @@ from r1lite.pool import end_with_parent
 
 MOST_WAITING = 2048  # finished samples, or
 SECONDS = 15.0  # after which they are handed over
-QUEUED = 8192  # requests that vLLM holds at once: enough never to run dry, and the next are added while it works
 END = "ready\n"
 
 
@@ -160,15 +158,10 @@ def serve(orders: IO[str], results: IO[str]) -> None:
             stop_token_ids=settings["eos"],
             detokenize=False,
         )
-        wanted = iter([(index, prompt) for index, prompt, n in batch["requests"] for _ in range(n)])
-        running: dict[str, int] = {}  # request names, and the prompts that they are of
-        while True:
-            if len(running) <= QUEUED // 2 and (more := list(islice(wanted, QUEUED // 2))):
-                prompts = [{"prompt_token_ids": prompt} for _, prompt in more]
-                names = llm.enqueue(prompts, parameters, use_tqdm=False)
-                running |= {name.split("-")[0]: index for name, (index, _) in zip(names, more, strict=True)}
-            if not running:
-                break
+        wanted = [(index, prompt) for index, prompt, n in batch["requests"] for _ in range(n)]
+        names = llm.enqueue([{"prompt_token_ids": prompt} for _, prompt in wanted], parameters, use_tqdm=False)
+        running = {name.split("-")[0]: index for name, (index, _) in zip(names, wanted, strict=True)}
+        while running:
             ended = [output for output in llm.llm_engine.step() if output.finished]
             done = [(running.pop(output.request_id), output.outputs[0]) for output in ended]
             if done:

@@ -41,7 +41,9 @@ def over_problems(values: list[float]) -> Interval:
 
 
 def t95(freedom: int) -> float:
-    """The 0.975 quantile of Student's t, within 0.2 % from 3 degrees of freedom on (Fisher and Cornish 1960)."""
+    """The 0.975 quantile of Student's t, within 0.2 % (Fisher and Cornish 1960, and exact below 3)."""
+    if freedom <= 2:
+        return (12.7062, 4.30265)[freedom - 1]
     z = Z95
     terms = (
         (z**3 + z) / 4,

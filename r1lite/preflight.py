@@ -16,14 +16,14 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
-from r1lite import models
+from r1lite import models, rubric
 from r1lite.hacks import HACKS, filled
 from r1lite.plugins import load_function
 from r1lite.pool import Lost, Pool
 from r1lite.problems import is_here, load_problems
 from r1lite.prompts import opening, parse, prompt_text, render
 from r1lite.records import Problem
-from r1lite.rubric import GIVEN, as_prompted, columns_of, load_reward, scores_of
+from r1lite.rubric import GIVEN, Asked, load_reward
 from r1lite.stages.config import Reward, StageConfig, rewards_of
 
 Resolve = Callable[[str], Path | None]
@@ -64,7 +64,10 @@ def prove(stages: dict[str, StageConfig], names: list[str]) -> Iterator[Proof]:
 
 def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageConfig]) -> dict[str, Any]:
     """A Proof's fields."""
-    sources = [config.problems] if isinstance(config.problems, str) else config.problems  # type: ignore[attr-defined]
+    given = getattr(config, "problems", [])
+    if not given:
+        return {"skipped": "proven on the rollouts' golds when they are read"}
+    sources = [given] if isinstance(given, str) else given
     missing = [source for source in sources if source.startswith("$") or not is_here(source)]
     if not reward.preflight:
         return {"skipped": "preflight: off"}
@@ -171,14 +174,9 @@ def scorer(config: Reward, resolve: Resolve, template: str, prefill: str) -> Sco
 
     def score(problems: list[Problem], texts: list[str]) -> list[float | None]:
         texts = [text.removeprefix(prefill) for text in texts]
-        prompts = [render(template, problem.problem) for problem in problems]
-        return scores_of(
-            reward,
-            prompts=prompts,
-            completions=as_prompted(prompts, texts),
-            completion_ids=[list(text.encode(errors="replace")) for text in texts],
-            **columns_of(problems, [prefill] * len(problems)),
-        )
+        asked = [Asked(problem, render(template, problem.problem), prefill) for problem in problems]
+        scores, _ = rubric.score(reward, asked, texts, [list(text.encode(errors="replace")) for text in texts])
+        return scores
 
     return score
 

@@ -21,7 +21,7 @@ from r1lite.plugins import load_function, source_hashes
 from r1lite.records import Problem, digest, read_rows
 from r1lite.strict_yaml import explain, load_yaml
 
-NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 
 
 class Columns(BaseModel):
@@ -138,8 +138,10 @@ def look_at(reference: str) -> None:
 
 
 def remedy(reference: str) -> str:
-    stand_in = f"{reference}@FILE.jsonl"
-    return f"download it where there is network, or let a file with `problem` and `answer` stand in: {stand_in}"
+    columns = card_of(reference).columns
+    names = ", ".join(["problem", "answer", *columns.wrong])
+    marked = f" (with {columns.answer_after} before the answer)" if columns.answer_after else ""
+    return f"download it where there is network, or let a file with {names}{marked} stand in: {reference}@FILE.jsonl"
 
 
 def is_here(reference: str) -> bool:
@@ -197,9 +199,10 @@ def to_problem(row: dict[str, Any], columns: Columns, where: str) -> Problem:
 
 def with_options(problem: str, answer: str, row: dict[str, Any], columns: Columns, where: str) -> tuple[str, str]:
     """The problem with its options below, and the letter of the right one."""
-    wrong = [str(row.get(column) or "").strip() for column in columns.wrong]
+    wrong = ["" if row.get(column) is None else str(row[column]).strip() for column in columns.wrong]
     if answer in wrong or "" in wrong:
-        raise ValueError(f"{where}: a wrong option is the right one, or empty: {[answer, *wrong]}")
+        named = ", ".join(columns.wrong)
+        raise ValueError(f"{where}: a wrong option ({named}) is missing or the right one: {[answer, *wrong]}")
     # Two rows of GPQA diamond have a wrong option twice; it is listed once.
     options = sorted({answer, *wrong}, key=lambda option: digest(f"{columns.seed}/{problem}/{option}"))
     lines = [f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]
@@ -231,10 +234,10 @@ def hub_rows(hub: Hub, reference: str) -> Iterable[dict[str, Any]]:
 
 def resolve(reference: str) -> tuple[Source, Card]:
     """Where the problems come from, and what their card says; a plain file has a card that says nothing."""
-    named, _, stand_in = reference.partition("@")
-    path, _, split = named.partition("#")
+    path, _, rest = reference.partition("#")
+    split, _, stand_in = rest.partition("@")
     if not path.endswith((".yaml", ".yml")):
-        if split or not reference.endswith((".jsonl", ".parquet")):
+        if rest or not reference.endswith((".jsonl", ".parquet")):
             raise ValueError(f"{reference!r} is not a data card (.yaml#split), a .jsonl or a .parquet file")
         return Source(file=reference), Card(description="", license="", splits={})
     try:
@@ -246,7 +249,8 @@ def resolve(reference: str) -> tuple[Source, Card]:
     if not stand_in:
         return card.splits[split], card
     columns = card.columns.model_copy(update={"problem": "problem", "answer": "answer"})
-    return Source(file=stand_in, rows=card.splits[split].rows), card.model_copy(update={"columns": columns})
+    source = Source(file=stand_in, rows=card.splits[split].rows, limit=card.splits[split].limit)
+    return source, card.model_copy(update={"columns": columns})
 
 
 def card_of(reference: str) -> Card:

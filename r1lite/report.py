@@ -90,17 +90,15 @@ def print_results(console: Console, report: dict[str, Any]) -> None:
         names = [name for name in result["graders"] if name != "disagree" and "/" not in name]
         counted = [f"{name} {value:g}" for name, value in result["graders"].items() if "/" in name and value]
         line = f"{' and '.join(names)} disagree on {result['graders']['disagree']} samples"
-        where = f"{result['model']} on {result['problems']}"
+        where = escape(f"{result['model']} on {result['problems']}")
         console.print(f"{where}: {', '.join([line, *counted])}; protocol {result['fingerprint']}", highlight=False)
     for held in held_against(report):
         figures = ", ".join(f"{name} {value:.3f}" for name, value in held.published.items())
         low, high = held.band
         color = "green" if held.verdict == "inside" else "red"
-        console.print(
-            f"{held.model} on {held.problems}: {held.metric} {held.value:.3f} is [{color}]{held.verdict}[/] the band "
-            f"{low:.3f} to {high:.3f} of what was published ({figures})",
-            highlight=False,
-        )
+        found = f"{escape(held.model)} on {escape(held.problems)}: {held.metric} {held.value:.3f}"
+        band = f"the band {low:.3f} to {high:.3f} of what was published ({figures})"
+        console.print(f"{found} is [{color}]{held.verdict}[/] {band}", highlight=False)
 
 
 def results_table(report: dict[str, Any]) -> Table:
@@ -117,8 +115,8 @@ def results_table(report: dict[str, Any]) -> Table:
     for result in report["results"]:
         best = str(result["n_samples"])
         table.add_row(
-            result["model"],
-            f"{result['problems']} ({result['n_problems']} x {result['n_samples']})",
+            escape(result["model"]),
+            escape(f"{result['problems']} ({result['n_problems']} x {result['n_samples']})"),
             f"{result['pass@1']:.3f}",
             interval(result["pass@1_ci_samples"]),
             interval(result["pass@1_ci_problems"]),
@@ -134,7 +132,8 @@ def results_table(report: dict[str, Any]) -> Table:
 def print_comparison(console: Console, comparison: Comparison) -> None:
     before, after = comparison.pass_at_1
     models = f"{comparison.a} {before:.3f}, {comparison.b} {after:.3f}"
-    console.print(f"{comparison.problems}, {comparison.n_problems} problems: {models}", highlight=False)
+    line = f"{comparison.problems}, {comparison.n_problems} problems: {models}"
+    console.print(line, markup=False, highlight=False)
     table = new_table("difference", "over samples", "over problems, paired", "p", "won", "lost")
     table.add_row(
         f"{comparison.difference:+.3f}",
@@ -148,7 +147,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for name, flipped in (("won", comparison.won), ("lost", comparison.lost)):
         if flipped:
             more = f" and {len(flipped) - MOST_SHOWN} more" if len(flipped) > MOST_SHOWN else ""
-            console.print(f"{name}: {', '.join(flipped[:MOST_SHOWN])}{more}", highlight=False)
+            console.print(f"{name}: {', '.join(flipped[:MOST_SHOWN])}{more}", markup=False, highlight=False)
 
 
 def interval(bounds: list[float] | tuple[float, float] | None, form: str = ".3f") -> str:

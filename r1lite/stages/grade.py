@@ -7,6 +7,7 @@ from pydantic import Field
 
 from r1lite import protocol
 from r1lite.judging import ACCURACY, Judge, Row
+from r1lite.preflight import prove_golds
 from r1lite.prompts import text_of
 from r1lite.records import Problem, read_rows, write_json, write_parquet
 from r1lite.rubric import Asked
@@ -37,6 +38,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     results, sets = [], {}
     for number, name in enumerate(config.rollouts):
         problems, rows = read_rollouts(Path(name))
+        prove_golds(config.reward, stage.resolve, "plain", None, list(problems.values()), name)
         judge_rollouts(judge, problems, rows)
         results.append({"model": name, "problems": name, **summarize(rows, judge.names)})
         results[-1]["graders"] |= judge.counts
