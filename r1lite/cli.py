@@ -98,8 +98,8 @@ def evaluate(
 
     [dim]r1lite eval data/tiny_base --problems data/chain.yaml#test --prompt plain --max-tokens 128 --limit 100[/dim]
     """
-    if bool(rollouts) == bool(models or problems):
-        raise ValueError("name models and --problems, or --rollouts with completions that are there already")
+    if bool(rollouts) == bool(models or problems or samples or limit):
+        raise ValueError("name models and --problems, or --rollouts alone, with completions that are there already")
     stage: dict[str, Any] = {"kind": "grade", "rollouts": rollouts}
     if not rollouts:
         stage = {

@@ -45,25 +45,36 @@ def draw_evaluation(stage: Path, results: list[dict[str, Any]]) -> None:
     """curves.png of an evaluation: for each set of problems every model's pass@k and maj@k with their 95 % intervals
     over problems, and beside it what the same samples would have scored with fewer tokens."""
     names = list(dict.fromkeys(result["problems"] for result in results))
-    figure, axes = new_figure(2 * len(names))
-    for name, k_axis, budget_axis in zip(names, axes[::2], axes[1::2], strict=True):
+    budgets_known = "pass@1_by_budget" in results[0]
+    figure, axes = new_figure(len(names) * (1 + budgets_known))
+    for name in names:
         mine = [result for result in results if result["problems"] == name]
-        for result in mine:
-            (line,) = draw_estimates(k_axis, result["pass@k"], label=result["model"], marker="o")
-            draw_estimates(k_axis, result["maj@k"], label=None, marker="s", ls="--", color=line.get_color())
-            budgets = {int(budget): share for budget, share in result.get("pass@1_by_budget", {}).items()}
-            budget_axis.plot(list(budgets), list(budgets.values()), marker="o", ms=4, color=line.get_color())
-        ks = [int(k) for k in mine[0]["pass@k"]]
-        k_axis.set_xscale("log", base=2)
-        k_axis.set_xticks(ks, [str(k) for k in ks])
-        k_axis.set(title=name, xlabel="k", ylabel="pass@k (line), maj@k (dashed)", ylim=(0, 1.02))
-        k_axis.legend(frameon=False, loc="best")
-        budget_axis.set(title=name, xlabel="token budget", ylabel="pass@1 of the samples cut off there", ylim=(0, 1.02))
-        budget_axis.set_xscale("log", base=2)
-        budget_axis.xaxis.set_major_formatter("{x:,.0f}")
-        for axis in (k_axis, budget_axis):
-            axis.grid(alpha=0.3)
+        draw_by_k(axes.pop(0), name, mine)
+        if budgets_known:
+            draw_by_budget(axes.pop(0), name, mine)
     save(figure, "evaluation", stage)
+
+
+def draw_by_k(axis: Any, name: str, results: list[dict[str, Any]]) -> None:
+    for result in results:
+        (line,) = draw_estimates(axis, result["pass@k"], label=result["model"], marker="o")
+        draw_estimates(axis, result["maj@k"], label=None, marker="s", ls="--", color=line.get_color())
+    ks = [int(k) for k in results[0]["pass@k"]]
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.set(title=name, xlabel="k", ylabel="pass@k (line), maj@k (dashed)", ylim=(0, 1.02))
+    axis.legend(frameon=False, loc="best")
+    axis.grid(alpha=0.3)
+
+
+def draw_by_budget(axis: Any, name: str, results: list[dict[str, Any]]) -> None:
+    for result in results:
+        shares = result["pass@1_by_budget"]
+        axis.plot([int(budget) for budget in shares], list(shares.values()), marker="o", ms=4, label=result["model"])
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.set(title=name, xlabel="token budget", ylabel="pass@1 of the samples cut off there", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
 
 
 def draw_estimates(axis: Any, estimates: dict[str, Any], **style: Any) -> Any:

@@ -38,7 +38,7 @@ class Judge:
         scores = {name: self.scores(name, asked, texts, ids) for name in self.names}
         found = [self.read(each.prefill + text) for each, text in zip(asked, texts, strict=True)]
         return [
-            {"found": answer, **{f"reward/{name}": values[index] for name, values in scores.items()}}
+            {"found": answer or None, **{f"reward/{name}": values[index] for name, values in scores.items()}}
             for index, answer in enumerate(found)
         ]
 
@@ -88,14 +88,15 @@ def group_equal(answers: list[list[str]]) -> list[dict[str, int]]:
     for turn in range(max(map(len, answers), default=0)):
         taken = [(index, mine[turn]) for index, mine in enumerate(answers) if turn < len(mine)]
         pairs = {
-            (member, answer): None
+            pair: None
             for index, answer in taken
             for member in first[index]
             if max(len(member), len(answer)) <= LONGEST
+            for pair in ((member, answer), (answer, member))  # a decimal may stand for a fraction, not the reverse
         }
-        same = compare(list(pairs))
+        same = {frozenset(pair) for pair, verdict in compare(list(pairs)).items() if verdict is True}
         for index, answer in taken:
-            equal = [n for n, member in enumerate(first[index], 1) if same.get((member, answer)) is True]
+            equal = [n for n, member in enumerate(first[index], 1) if {member, answer} in same]
             if not equal:
                 first[index].append(answer)
             groups[index][answer] = equal[0] if equal else len(first[index])

@@ -121,7 +121,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def run(recipe: Recipe, runs: Path) -> list[Planned]:
-    """Run what is not done, in order, and return the plan as it stands afterwards.
+    """Run what is not done, in order, and return the plan that was followed.
 
     Raises StageFailed or Locked, and before anything is run RecipeError where a reward cannot be relied on.
     """
@@ -135,7 +135,7 @@ def run(recipe: Recipe, runs: Path) -> list[Planned]:
             say(f"{planned.spec.stage}: {planned.spec.kind}, because {planned.why} ({planned.artifact.path})")
             run_stage(planned)
         link_latest(runs, recipe.name, planned.spec.stage, planned.artifact)
-    return plan(recipe, runs)
+    return stages
 
 
 def download_models(recipe: Recipe) -> None:
@@ -158,7 +158,7 @@ def run_stage(planned: Planned) -> None:
             stdout=subprocess.PIPE,
             stderr=file,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment()},
+            env={**os.environ, **environment(planned.spec.kind)},
             text=True,
         )
         assert worker.stdout is not None
@@ -178,15 +178,17 @@ def run_stage(planned: Planned) -> None:
         )
 
 
-def environment() -> dict[str, str]:
-    """What every worker gets: the repository on its path, wherever it runs, and one GPU where there are several.
+def environment(kind: str) -> dict[str, str]:
+    """What every worker gets: the repository on its path, wherever it runs, and one GPU to train on.
 
-    Several GPUs need a launcher; without one transformers would wrap the model in DataParallel, which TRL refuses.
+    Training on several GPUs needs a launcher; without one transformers would wrap the model in DataParallel, which TRL
+    refuses. An evaluation has an engine on each.
     """
     package = str(Path(__file__).resolve().parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+        **({} if kind == "eval" else {"CUDA_VISIBLE_DEVICES": gpus}),
     }

@@ -160,7 +160,7 @@ def check_reference(
         elif kind == "rollouts":
             if not value.endswith((".jsonl", ".parquet")):
                 return f"{value} is neither a .jsonl nor a .parquet file"
-            problem_cards.existing(value)
+            grade.read_rollouts(problem_cards.existing(value))
         elif kind == "problems":
             if models.HUB_ID.fullmatch(value) and not value.endswith((".jsonl", ".parquet", ".yaml", ".yml")):
                 return f"{value} looks like a model, and problems belong here: a card (.yaml#split), .jsonl or .parquet"

@@ -93,7 +93,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         except OSError as error:  # pyarrow's own errors are OSErrors and ValueErrors
             raise ValueError(f"{path} is not a readable parquet file: {error}") from None
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -358,7 +358,7 @@ def test_a_reward_gets_the_other_columns(tmp_path):
         "    return [float(a == '2' and n > 1) for a, n in zip(answer, level)]\n"
     )
     rows = [{"id": str(n), "answer": 2, "completion": ends("2"), "level": n} for n in range(4)]
-    reward = {"use": f"{tmp_path}/mine.py:mine"}
+    reward = {"use": f"{tmp_path}/mine.py:mine", "preflight": False}  # it is not meant to pay for every gold
     (result,) = graded_in(tmp_path / "stage", write_lines(tmp_path / "a.jsonl", rows), reward=reward)
     assert result["right_by_problem"] == {"0": 0, "1": 0, "2": 1, "3": 1}
 
@@ -379,15 +379,17 @@ def test_our_own_samples_can_be_graded_again(graded, tmp_path):
     assert second["right_by_problem"] == first["right_by_problem"]
 
 
+@pytest.mark.slow
 def test_the_latest_samples_can_be_graded_again_by_the_command_line(tmp_path):
-    """Grading moves the link by which the file is named."""
-    file = write_lines(tmp_path / "rollouts.jsonl", as_ids(LISTS))
-    first = r1lite("eval", "--rollouts", str(file), "--json", "--runs", str(tmp_path))
+    """Grading moves the link by which the file is named, and the new directory has no samples/1.parquet."""
+    files = [write_lines(tmp_path / name, as_ids(rows)) for name, rows in (("a.jsonl", LISTS[:1]), ("b.jsonl", LISTS))]
+    both = [argument for file in files for argument in ("--rollouts", str(file))]
+    first = r1lite("eval", *both, "--json", "--runs", str(tmp_path))
     assert first.returncode == 0, first.stderr
-    latest = tmp_path / "eval" / "latest" / "report" / "samples" / "0.parquet"
+    latest = tmp_path / "eval" / "latest" / "report" / "samples" / "1.parquet"
     again = r1lite("eval", "--rollouts", str(latest), "--json", "--runs", str(tmp_path))
     assert again.returncode == 0, again.stderr
-    (one,), (other,) = (json.loads(done.stdout)["results"] for done in (first, again))
+    (_, one), (other,) = (json.loads(done.stdout)["results"] for done in (first, again))
     assert numbers(other) == numbers(one)
 
 
@@ -447,6 +449,12 @@ def test_what_is_wrong_in_a_file_is_a_value_error(tmp_path, wrong):
     rows, message = WRONG_FILES[wrong]
     with pytest.raises(ValueError, match=re.escape(message)):
         grade.read_rollouts(write_lines(tmp_path / "rollouts.jsonl", rows))
+
+
+def test_a_gold_that_cannot_be_read_is_named(tmp_path):
+    file = write_lines(tmp_path / "rollouts.jsonl", [RIGHT, {**RIGHT, "answer": r"\frac{"}])
+    with pytest.raises(ValueError, match=r"rollouts.jsonl: 1 of 2 gold answers do not score 1 .* '\\\\frac\{'"):
+        graded_in(tmp_path / "stage", file)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from collections import Counter
 from itertools import combinations
 from statistics import fmean
 
@@ -5,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1lite.metrics import estimate, pass_at_k, reflective_words
+from r1lite.metrics import Votes, maj_at_k, pass_at_k, reflective_words
+
+SMALL = st.builds(
+    lambda right, wrong, silent: Votes(right, tuple(sorted(wrong)), silent),
+    st.integers(0, 4),
+    st.lists(st.integers(1, 3), max_size=3),
+    st.integers(0, 2),
+).filter(lambda votes: votes.n > 0)
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -15,21 +23,41 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(case):
     assert pass_at_k(n, correct, k) == pytest.approx(fmean(any(subset) for subset in combinations(samples, k)))
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
-def test_interval_holds_the_mean_and_stays_within_0_and_1(values):
-    result = estimate(values)
-    assert 0 <= result.low <= result.mean + 1e-9
-    assert result.mean - 1e-9 <= result.high <= 1
+def elects(answers: tuple) -> float:
+    """The right answer's share of the victory in one vote, counted by hand; None does not vote."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    winners = [answer for answer in votes if votes[answer] == max(votes.values())]
+    return winners.count("right") / len(winners) if winners else 0.0
 
 
-def test_interval_of_a_known_sample():
-    # 100 problems, half of them always right: standard error sqrt(0.25 * 100 / 99) / 10 = 0.05025
-    result = estimate([0.0, 1.0] * 50)
-    assert (result.low, result.high) == pytest.approx((0.5 - 1.96 * 0.050252, 0.5 + 1.96 * 0.050252), abs=1e-4)
+@given(SMALL)
+def test_maj_at_k_is_the_mean_vote_over_all_subsets(votes):
+    wrong = [f"wrong {kind}" for kind, size in enumerate(votes.wrong) for _ in range(size)]
+    samples = ["right"] * votes.right + wrong + [None] * votes.silent
+    for k in range(1, votes.n + 1):
+        by_hand = fmean(elects(subset) for subset in combinations(samples, k))
+        assert maj_at_k(votes, k) == pytest.approx(by_hand, abs=1e-12)
 
 
-def test_a_single_problem_says_nothing():
-    assert (estimate([0.5]).low, estimate([0.5]).high) == (0.0, 1.0)
+@pytest.mark.parametrize(
+    ("votes", "k", "expected"),
+    [
+        (Votes(2, (2,)), 4, 0.5),  # a tie is half a victory, whichever came first
+        (Votes(1, (1, 1)), 3, 1 / 3),
+        (Votes(0, (), 4), 4, 0.0),  # nobody answers
+        (Votes(1, (), 3), 4, 1.0),  # the only vote decides
+        (Votes(64, ()), 64, 1.0),
+        (Votes(20, (44,)), 64, 0.0),
+        (Votes(40, (1,) * 24), 32, 1.0),  # scattered mistakes do not win
+    ],
+)
+def test_maj_at_k_of_known_votes(votes, k, expected):
+    assert maj_at_k(votes, k) == pytest.approx(expected, abs=1e-4)
+
+
+@given(SMALL)
+def test_one_vote_is_one_sample(votes):
+    assert maj_at_k(votes, 1) == pytest.approx(pass_at_k(votes.n, votes.right, 1))
 
 
 @pytest.mark.parametrize(

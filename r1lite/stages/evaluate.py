@@ -197,6 +197,8 @@ def to_rows(finished: list["Finished"], tasks: list[Task], taken: Counter, token
                 {
                     "problems": task.source.name,
                     "id": task.asked.problem.id,
+                    "problem": task.asked.problem.problem,
+                    "prefill": task.asked.prefill,
                     "sample": taken[task.key],
                     "seed": each.seed,
                     "completion": text,

@@ -10,14 +10,15 @@ from r1lite.judging import ACCURACY, Judge, Row
 from r1lite.preflight import prove_golds
 from r1lite.prompts import text_of
 from r1lite.records import Problem, read_rows, write_json, write_parquet
-from r1lite.rubric import Asked
+from r1lite.rubric import GIVEN, Asked
 from r1lite.stages.config import Reward, RolloutsReference, StageConfig
 from r1lite.summary import summarize
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
-OURS = ("problem", "id", "answer", "completion", "completions", "tokens", "finish_reason")
+# What is read here, and what rewards get anyway; all other columns go to the reward.
+OURS = {"problem", "id", "answer", "completion", "completions", "tokens", "finish_reason", "prefill", *GIVEN}
 
 
 class Config(StageConfig):
@@ -34,9 +35,9 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """report.json as an evaluation's; what is not known about foreign samples, such as their temperature, is null."""
     from r1lite.curves import draw_evaluation
 
-    judge = Judge(config.reward, stage.resolve)
     results, sets = [], {}
     for number, name in enumerate(config.rollouts):
+        judge = Judge(config.reward, stage.resolve)
         problems, rows = read_rollouts(Path(name))
         prove_golds(config.reward, stage.resolve, "plain", None, list(problems.values()), name)
         judge_rollouts(judge, problems, rows)
@@ -58,7 +59,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
 
 def judge_rollouts(judge: Judge, problems: dict[str, Problem], rows: dict[str, list[Row]]) -> None:
     flat = [row for mine in rows.values() for row in mine]
-    asked = [Asked(problems[row["id"]], problems[row["id"]].problem) for row in flat]
+    asked = [Asked(problems[row["id"]], problems[row["id"]].problem, row["prefill"]) for row in flat]
     for row, verdict in zip(flat, judge(asked, [row["completion"] for row in flat]), strict=True):
         row |= verdict
 
@@ -70,29 +71,19 @@ def read_rollouts(path: Path) -> tuple[dict[str, Problem], dict[str, list[Row]]]
     for number, raw in enumerate(read_rows(path), 1):
         where = f"{path}, row {number}"
         problem = to_problem(raw, where)
-        name = problem.id if raw.get("problem") else problem.problem
+        name = str(raw.get("problem") or raw["id"]).strip()
         if problems.setdefault(name, problem).answer != problem.answer:
-            raise ValueError(f"{where}: {name} has two answers, {problems[name].answer!r} and {problem.answer!r}")
+            answers = f"{problems[name].answer!r} and {problem.answer!r}"
+            raise ValueError(f"{where}: the problem {name[:60]!r} has two answers, {answers}")
         mine = rows.setdefault(name, [])
-        for completion in completions_of(raw, where):
-            mine.append(
-                {
-                    "id": name,
-                    "sample": len(mine),
-                    "completion": completion,
-                    "tokens": raw.get("tokens"),
-                    "finish_reason": raw.get("finish_reason"),
-                    "answer": problem.answer,
-                }
-            )
+        mine += [{"id": name, "sample": len(mine) + place, **row} for place, row in enumerate(samples_of(raw, where))]
     if not rows:
         raise ValueError(f"{path} has no rows")
-    counts = {name: len(mine) for name, mine in rows.items()}
-    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[fewest] != counts[most]:
+    fewest, most = (pick(rows, key=lambda name: len(rows[name])) for pick in (min, max))
+    if len(rows[fewest]) != len(rows[most]):
         raise ValueError(
-            f"{path}: every problem needs as many completions as the others, but {fewest} has {counts[fewest]} and "
-            f"{most} has {counts[most]}; drop or add some"
+            f"{path}: every problem needs as many completions as the others, but {fewest[:60]!r} has "
+            f"{len(rows[fewest])} and {most[:60]!r} has {len(rows[most])}; drop or add some"
         )
     return problems, rows
 
@@ -108,13 +99,27 @@ def to_problem(row: dict[str, Any], where: str) -> Problem:
     return Problem(str(text).strip(), str(answer).strip(), others)
 
 
-def completions_of(row: dict[str, Any], where: str) -> list[str]:
-    """The texts of `completion` or `completions`, each a text or the messages of a chat."""
-    given = row["completions"] if row.get("completions") is not None else [row.get("completion")]
-    for each in given if isinstance(given, list) else [None]:
-        is_chat = isinstance(each, list) and each and isinstance(each[-1], dict) and "content" in each[-1]
-        if not isinstance(each, str) and not is_chat:
-            raise ValueError(
-                f"{where}: `completion` must be a text or messages, `completions` a list of them; got {each!r}"
-            )
-    return [text_of(each) for each in given]
+def samples_of(row: dict[str, Any], where: str) -> list[Row]:
+    """The samples of a row: its `completion`, or each of its `completions`, a text or the messages of a chat.
+
+    `tokens` and `finish_reason` are known of a single completion only.
+    """
+    many = row.get("completions")
+    given = [row.get("completion")] if many is None else many
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{where}: `completions` must be a list of texts or messages; got {given!r}")
+    for each in given:
+        last = each[-1] if isinstance(each, list) and each else None
+        if not isinstance(last["content"] if isinstance(last, dict) and "content" in last else each, str):
+            raise ValueError(f"{where}: a completion must be a text, or messages whose content is one; got {each!r}")
+    tokens, reason = (None, None) if many is not None else (row.get("tokens"), row.get("finish_reason"))
+    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool)):
+        raise ValueError(f"{where}: `tokens` must be how many the completion has; got {tokens!r}")
+    facts = {
+        "tokens": tokens,
+        "finish_reason": reason,
+        "prefill": row.get("prefill") or "",
+        "answer": str(row["answer"]),
+    }
+    # A lone surrogate, half of a character, cannot be written as UTF-8.
+    return [{"completion": text_of(each).encode("utf-8", "replace").decode(), **facts} for each in given]
