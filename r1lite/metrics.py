@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
 from statistics import fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The reflective words that R1-Zero was watched for (arXiv 2501.12948v2, C.2).
 REFLECTIVE = re.compile(r"\b(wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b", re.IGNORECASE)
@@ -71,14 +75,23 @@ def lost_votes(votes: Votes, most: int, count: int) -> float:
     ways = np.zeros((count // most + 1, count + 1))  # by how many answers have `most` votes, and votes given
     ways[0, 0] = 1
     for size, times in Counter(votes.wrong).items():
-        fewer = np.array([float(comb(size, y)) for y in range(min(most - 1, size) + 1)])
+        fewer = choices(size)[:most]
         for _ in range(times):
             added = np.array([np.convolve(row, fewer)[: count + 1] for row in ways])
             if most <= min(size, count):
                 added[1:, most:] += ways[:-1, : count + 1 - most] * comb(size, most)
             ways = added
-    silent = np.array([float(comb(votes.silent, count - given)) for given in range(count + 1)])
-    return float(sum(row @ silent / (1 + tied) for tied, row in enumerate(ways)))
+    silent = choices(votes.silent)[: count + 1]
+    given = ways[:, count + 1 - len(silent) :][:, ::-1]  # the silent make up for the votes that are missing
+    return float(sum(row @ silent / (1 + tied) for tied, row in enumerate(given)))
+
+
+@lru_cache(maxsize=1024)
+def choices(size: int) -> "np.ndarray":
+    """Ways to choose 0, 1, ... `size` of as many."""
+    import numpy as np
+
+    return np.array([float(comb(size, count)) for count in range(size + 1)])
 
 
 def reflective_words(completion: str) -> int:

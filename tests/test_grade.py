@@ -249,6 +249,14 @@ VARIANTS = {
     "chats by id": as_ids(CHATS),
     "ids that are numbers": [{**row, "id": "pq".index(row["id"])} for row in as_ids(SINGLE)],
     "more columns": [{**row, "level": n, "found": "9", "reward/accuracy": 0.0} for n, row in enumerate(SINGLE)],
+    "columns named like what every reward gets": [
+        {**row, "prompts": "?", "log_metric": n, "log_extra": "x", "trainer_state": 0.5} for n, row in enumerate(SINGLE)
+    ],
+    "lists with a number of tokens each": [
+        {**row, "tokens": [3, 4, 5], "finish_reason": ["stop"] * 3} for row in LISTS
+    ],
+    "problems with ids of their own": [{**row, "id": n} for n, row in enumerate(SINGLE)],
+    "prefill that is not there": [{**row, "prefill": None} for row in SINGLE],
 }
 NUMBERS = [{**row, "answer": {"p": 0.5, "q": 1000.0}[row["problem"]]} for row in SINGLE]
 NAMES = ("model", "problems", "fingerprint", "right_by_problem")  # what says which file and which ids
@@ -333,6 +341,41 @@ def test_tokens_and_finish_reason_are_null_where_they_are_not(graded):
     assert [result[key] for key in ("mean_tokens", "mean_tokens_right", "mean_tokens_wrong", "truncated")] == [None] * 4
 
 
+def test_what_the_prompt_has_written_of_a_completion_counts(graded):
+    unclosed, closed = r"so \boxed{7}", r"so</think>\boxed{7}"
+    told = [("<think>", unclosed), ("<think>", closed), ("", unclosed), (None, closed)]
+    result, out = graded([{"id": "a", "answer": "7", "completion": c, "prefill": before} for before, c in told])
+    assert (result["pass@1"], result["no_answer"]) == (0.75, 0.25)
+    assert (result["graders"]["exact"], result["graders"]["disagree"]) == (0.75, 0)
+    rows = list(read_rows(out / "samples" / "0.parquet"))
+    assert [row["found"] for row in rows] == [None, "7", "7", "7"]
+    assert [row["prefill"] for row in rows] == ["<think>", "<think>", "", ""]
+
+
+@pytest.mark.parametrize("key", ["completion", "completions"])
+def test_half_a_character_in_a_completion_is_written_as_a_question_mark(graded, key):
+    text = "<think>\ud83d</think>\\boxed{2} \ude00"
+    result, out = graded([{"id": "a", "answer": "2", key: text if key == "completion" else [text]}])
+    (row,) = read_rows(out / "samples" / "0.parquet")
+    assert (result["pass@1"], row["found"], row["completion"]) == (1, "2", "<think>?</think>\\boxed{2} ?")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_what_only_unicode_calls_the_end_of_a_line_may_stand_in_a_text(tmp_path, separator):
+    row = {"problem": f"1{separator}+1", "answer": "2", "completion": f"<think>{separator}</think>{ends('2')}"}
+    file = tmp_path / "rollouts.jsonl"
+    file.write_text(2 * (json.dumps(row, ensure_ascii=False) + "\n"), encoding="utf-8")
+    assert separator in file.read_text(encoding="utf-8")
+    (result,) = graded_in(tmp_path / "stage", file)
+    assert (result["n_problems"], result["n_samples"], result["pass@1"]) == (1, 2, 1)
+
+
+def test_an_empty_box_is_no_answer(graded):
+    result, out = graded([{"id": "a", "answer": "2", "completions": [ends(""), ends("2")]}])
+    assert (result["pass@1"], result["no_answer"], result["maj@k"]["2"]["mean"]) == (0.5, 0.5, 1)
+    assert [row["vote"] for row in read_rows(out / "samples" / "0.parquet")] == [None, 0]
+
+
 def test_several_files_are_several_results(tmp_path):
     files = [write_lines(tmp_path / "a.jsonl", as_ids(LISTS)), write_lines(tmp_path / "b.jsonl", as_ids(LISTS[:1]))]
     one, other = graded_in(tmp_path / "stage", *files)
@@ -404,27 +447,46 @@ def test_the_samples_of_an_evaluation_can_be_graded_again(tmp_path):
     again = r1lite("eval", "--rollouts", str(file), "--json", "--runs", str(tmp_path))
     assert again.returncode == 0, again.stderr
     (second,) = json.loads(again.stdout)["results"]
-    same = {
-        key: value for key, value in first.items() if key in second and key not in ("model", "problems", "fingerprint")
-    }
-    assert {key: second[key] for key in same} == same
+    assert "pass@1_by_budget" not in second  # it takes the model's tokenizer
+    assert numbers(second) == {key: value for key, value in numbers(first).items() if key != "pass@1_by_budget"}
+    assert list(second["right_by_problem"].values()) == list(first["right_by_problem"].values())
+    one, other = (json.loads(each.stdout)["protocol"]["problems"].values() for each in (done, again))
+    assert [each["key"] for each in other] == [each["key"] for each in one]
 
 
 RIGHT = {"problem": "1+1", "answer": "2", "completion": ends("2")}
+BY_ID = {"id": "a", "answer": "2"}
+NOT_TEXT = "a completion must be a text, or messages whose content is one; got "
+NO_LIST = "`completions` must be a list of texts or messages; got "
+NO_NUMBER = "`tokens` must be how many the completion has; got "
+PARTS = [{"role": "assistant", "content": [{"type": "text", "text": ends("2")}]}]
+# What follows the file's path.
 WRONG_FILES = {
-    "no rows": ([], "rollouts.jsonl has no rows"),
-    "no answer": ([RIGHT, {"problem": "1+2", "completion": "3"}], "rollouts.jsonl, row 2: the answer is None"),
-    "an empty answer": ([{**RIGHT, "answer": " "}], "rollouts.jsonl, row 1: the answer is ' '"),
-    "an answer that is a list": ([{**RIGHT, "answer": ["2"]}], "rollouts.jsonl, row 1: the answer is ['2']"),
-    "no problem and no id": ([RIGHT, {"answer": "2", "completion": "3"}], "rollouts.jsonl, row 2 has neither a `problem` nor an `id`; it has: answer, completion"),
-    "a completion that is a number": ([RIGHT, RIGHT, {**RIGHT, "completion": 3}], "rollouts.jsonl, row 3: `completion` must be a text or messages, `completions` a list of them; got 3"),
-    "a completion among several that is a number": ([{"id": "a", "answer": "2", "completions": ["2", 3]}], "rollouts.jsonl, row 1: `completion` must be"),
-    "completions that are a text": ([{"id": "a", "answer": "2", "completions": "2"}], "rollouts.jsonl, row 1: `completion` must be"),
-    "no completion": ([{"id": "a", "answer": "2"}], "rollouts.jsonl, row 1: `completion` must be"),
-    "unequal numbers": ([{"id": "a", "answer": "2", "completions": ["2"]}, {"id": "b", "answer": "2", "completions": ["2", "3"]}], "but a has 1 and b has 2"),
-    "two answers for one id": ([{"id": "a", "answer": "2", "completion": "2"}, {"id": "a", "answer": "3", "completion": "2"}], "rollouts.jsonl, row 2: a has two answers, '2' and '3'"),
+    "no rows": ([], " has no rows"),
+    "no answer": ([RIGHT, {"problem": "1+2", "completion": "3"}], ", row 2: the answer is None"),
+    "an empty answer": ([{**RIGHT, "answer": " "}], ", row 1: the answer is ' '"),
+    "an answer that is a list": ([{**RIGHT, "answer": ["2"]}], ", row 1: the answer is ['2']"),
+    "an answer that is true": ([{**RIGHT, "answer": True}], ", row 1: the answer is True"),
+    "no problem and no id": ([RIGHT, {"answer": "2", "completion": "3"}], ", row 2 has neither a `problem` nor an `id`; it has: answer, completion"),
+    "a completion that is a number": ([RIGHT, RIGHT, {**RIGHT, "completion": 3}], f", row 3: {NOT_TEXT}3"),
+    "a completion among several that is a number": ([{**BY_ID, "completions": ["2", 3]}], f", row 1: {NOT_TEXT}3"),
+    "a completion among several that is none": ([{**BY_ID, "completions": ["2", None]}], f", row 1: {NOT_TEXT}None"),
+    "no completion": ([BY_ID], f", row 1: {NOT_TEXT}None"),
+    "a chat without messages": ([{**BY_ID, "completion": []}], f", row 1: {NOT_TEXT}[]"),
+    "a chat without content": ([{**BY_ID, "completion": [{"role": "assistant"}]}], f", row 1: {NOT_TEXT}[{{'role': 'assistant'}}]"),
+    "a chat whose content is parts": ([RIGHT, {**RIGHT, "completion": PARTS}], f", row 2: {NOT_TEXT}{PARTS}"),
+    "a chat among several whose content is parts": ([{**BY_ID, "completions": ["2", PARTS]}], f", row 1: {NOT_TEXT}{PARTS}"),
+    "completions that are a text": ([{**BY_ID, "completions": "2"}], f", row 1: {NO_LIST}'2'"),
+    "completions that are none": ([RIGHT, {**RIGHT, "completions": []}], f", row 2: {NO_LIST}[]"),
+    "tokens in words": ([{**RIGHT, "tokens": 3}, {**RIGHT, "tokens": "many"}], f", row 2: {NO_NUMBER}'many'"),
+    "tokens that are a list": ([{**RIGHT, "tokens": [3, 4]}], f", row 1: {NO_NUMBER}[3, 4]"),
+    "tokens that are true": ([{**RIGHT, "tokens": True}], f", row 1: {NO_NUMBER}True"),
+    "unequal numbers": ([RIGHT, RIGHT, {**RIGHT, "problem": "1+2"}], ": every problem needs as many completions as the others, but '1+2' has 1 and '1+1' has 2; drop or add some"),
+    "unequal numbers by id": ([{**BY_ID, "completions": ["2"]}, {**BY_ID, "id": "b", "completions": ["2", "3"]}], ": every problem needs as many completions as the others, but 'a' has 1 and 'b' has 2; drop or add some"),
+    "two answers for one problem": ([{**RIGHT, "id": "a"}, RIGHT, {**RIGHT, "id": "c", "answer": "3"}], ", row 3: the problem '1+1' has two answers, '2' and '3'"),
+    "two answers for one id": ([{**BY_ID, "completion": "2"}, {**BY_ID, "answer": "3", "completion": "2"}], ", row 2: the problem 'a' has two answers, '2' and '3'"),
+    "two answers for a long problem": ([{**RIGHT, "problem": "1+" * 99}, {**RIGHT, "problem": "1+" * 99, "answer": 3}], f", row 2: the problem '{'1+' * 30}' has two answers, '2' and '3'"),
 }  # fmt: skip
-IN_THE_STAGE = 1  # what a file holds is read by the stage
 
 
 def assert_fails(done: subprocess.CompletedProcess, code: int, message: str) -> None:
@@ -440,19 +502,29 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path, wrong):
     rows, message = WRONG_FILES[wrong]
     file = write_lines(tmp_path / "rollouts.jsonl", rows)
     done = r1lite("eval", "--rollouts", str(file), "--json", "--runs", str(tmp_path / "runs"))
-    assert_fails(done, IN_THE_STAGE, message)
-    assert str(file) in done.stderr
+    assert_fails(done, 2, f"r1lite eval: stages.report.rollouts.0: {file}{message}")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("wrong", WRONG_FILES)
 def test_what_is_wrong_in_a_file_is_a_value_error(tmp_path, wrong):
     rows, message = WRONG_FILES[wrong]
-    with pytest.raises(ValueError, match=re.escape(message)):
-        grade.read_rollouts(write_lines(tmp_path / "rollouts.jsonl", rows))
+    file = write_lines(tmp_path / "rollouts.jsonl", rows)
+    with pytest.raises(ValueError, match=re.escape(f"{file}{message}")):
+        grade.read_rollouts(file)
+
+
+def test_what_is_wrong_in_the_second_file_is_said_of_the_second(tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", [RIGHT])
+    other = write_lines(tmp_path / "b.jsonl", [RIGHT, {**RIGHT, "answer": None}])
+    done = r1lite("eval", "--rollouts", str(file), "--rollouts", str(other), "--runs", str(tmp_path / "runs"))
+    assert_fails(done, 2, f"r1lite eval: stages.report.rollouts.1: {other}, row 2: the answer is None")
+    assert "rollouts.0" not in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_gold_that_cannot_be_read_is_named(tmp_path):
-    file = write_lines(tmp_path / "rollouts.jsonl", [RIGHT, {**RIGHT, "answer": r"\frac{"}])
+    file = write_lines(tmp_path / "rollouts.jsonl", [RIGHT, {**RIGHT, "problem": "1/", "answer": r"\frac{"}])
     with pytest.raises(ValueError, match=r"rollouts.jsonl: 1 of 2 gold answers do not score 1 .* '\\\\frac\{'"):
         graded_in(tmp_path / "stage", file)
 
@@ -465,6 +537,8 @@ def test_a_gold_that_cannot_be_read_is_named(tmp_path):
         ([], "name models and --problems, or --rollouts"),
         (["--rollouts", "FILE", "data/tiny_base"], "name models and --problems, or --rollouts"),
         (["--rollouts", "FILE", "--problems", "data/chain.yaml#test"], "name models and --problems, or --rollouts"),
+        (["--rollouts", "FILE", "--samples", "4"], "name models and --problems, or --rollouts alone"),
+        (["--rollouts", "FILE", "--limit", "4"], "name models and --problems, or --rollouts alone"),
         (["--rollouts", "FILE", "--rollouts", "no.parquet"], "there is no file no.parquet"),
         (["--rollouts", "FILE", "--reward", "rewards.math:nil"], "rewards.math has no function 'nil'"),
     ],

@@ -1,6 +1,7 @@
 """What a completion answers, which answers are the same, and how a problem's samples vote."""
 
 from fractions import Fraction
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,11 @@ COMPLETIONS = [
     (r"<think>a</think>\boxed{7", "7", "", None, 0, 0),
     ("<think>a</think><answer>7", "7", "", None, 0, 0),
     ("<think>a</think>It is 7.", "7", "", None, 0, 0),
-    (r"<think>a</think>\boxed{}", "7", "", "", 0, 0),
+    (r"<think>a</think>\boxed{}", "7", "", None, 0, 0),
+    (r"<think>a</think>\boxed{ }", "7", "", None, 0, 0),
+    (r"<think>a</think>\boxed{7} or \boxed{}", "7", "", None, 0, 0),
+    ("<think>a</think><answer>\n</answer>", "7", "", None, 0, 0),
+    (r"<think>a</think>\boxed{0}", "0", "", "0", 1, 1),
     ("", "7", "", None, 0, 0),
 ]
 
@@ -74,8 +79,9 @@ def test_of_a_choice_the_letter_is_read(answer, found, score):
     assert (verdict["found"], verdict["reward/choice"]) == (found, score)
 
 
-def test_without_an_answer_no_letter_is_read():
-    (verdict,) = Judge(CHOICE)([asked("B")], ["<think>B"])
+@pytest.mark.parametrize("completion", ["<think>B", r"<think>B</think>\boxed{}", "<think>B</think><answer></answer>"])
+def test_without_an_answer_no_letter_is_read(completion):
+    (verdict,) = Judge(CHOICE)([asked("B")], [completion])
     assert (verdict["found"], verdict["reward/choice"]) == (None, 0)
 
 
@@ -141,6 +147,24 @@ def test_equal_answers_are_one_group_and_others_are_not(classes, order):
     assert sorted(set(groups.values())) == list(range(1, len(classes) + 1))
 
 
+DECIMALS = [("0.3333333", "1/3"), ("-0.6666667", r"-\frac{2}{3}"), ("0.142857143", r"\frac17")]
+
+
+@pytest.mark.parametrize(("decimal", "value"), DECIMALS)
+def test_a_decimal_joins_the_fraction_it_stands_for_in_either_order(decimal, value):
+    """As a gold the decimal would be equal to itself alone."""
+    for answers in permutations([decimal, value, "2"]):
+        (groups,) = group_equal([list(answers)])
+        assert partition(groups) == {frozenset([decimal, value]), frozenset(["2"])}
+
+
+def test_a_short_decimal_is_not_the_fraction_in_either_order():
+    assert group_equal([["0.33333", "1/3"], ["1/3", "0.33333"]]) == [
+        {"0.33333": 1, "1/3": 2},
+        {"1/3": 1, "0.33333": 2},
+    ]
+
+
 def test_many_problems_at_once_are_as_one_at_a_time():
     problems = [[], *(cleaned(classes) for classes in CLASSES), ["7"], cleaned(CLASSES[0])[::-1]]
     assert group_equal(problems) == [groups for problem in problems for groups in group_equal([problem])]
@@ -171,6 +195,8 @@ def written(draw) -> tuple[Fraction, str]:
     forms = [f"{sign}\\frac{{{abs(n)}}}{{{d}}}", f"{n}/{d}", f"{2 * n}/{2 * d}"]
     if d in (1, 2, 4, 5):
         forms.append(str(n / d))
+    else:
+        forms.append(f"{n / d:.9f}")  # stands for the fraction
     return value, draw(st.sampled_from(forms))
 
 
@@ -213,6 +239,12 @@ def test_wrong_rows_are_grouped_by_what_they_mean_and_silent_ones_are_counted():
     assert (by_vote[1], by_vote[3], by_vote[6]) == (0, None, None)
     assert by_vote[0] == by_vote[2] == by_vote[5] and by_vote[7] == by_vote[8]
     assert len(set(by_vote)) == 5
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_wrong_decimal_and_its_fraction_are_one_vote(order):
+    rows = [row("0.3333333"), row("1/3"), row("5", True)][::order]
+    assert vote([rows], "accuracy") == [Votes(1, (2,))]
 
 
 def test_another_grader_decides():

@@ -1,5 +1,7 @@
 """On an NVIDIA GPU with vLLM: its engine samples from the same distribution as the model, also after a sync."""
 
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 pytest.importorskip("vllm")
 
-from r1lite.engines import Sampling, VLLMEngine, open_engine  # noqa: E402
+from r1lite.engines import Request, Sampling, VLLMEngine  # noqa: E402
+from r1lite.fleet import open_engine  # noqa: E402
 from r1lite.models import end_tokens, load_model, load_tokenizer  # noqa: E402
 
 BASE = "data/tiny_base"
@@ -18,12 +21,15 @@ PROMPTS = [[7, 8, 9], [10, 11, 12, 13], [9, 9]]
 
 
 def test_a_closed_engine_gives_the_gpu_back():
-    """As in an evaluation of two models: each engine asks for most of the memory. It comes first in this file, since the
+    """As in an evaluation of two models: each fleet asks for most of the memory. It comes first in this file, since the
     engine of the tests below lives in this process and keeps its share to the end."""
     for _ in range(2):
-        engine = open_engine("vllm", Path(BASE), load_tokenizer(BASE), 128, 0)
-        assert len(engine.generate(PROMPTS, 4, Sampling(64))) == len(PROMPTS)
-        engine.close()
+        with closing(open_engine("vllm", Path(BASE), 128, 0)) as engine:
+            finished = [
+                each for batch in engine.stream([Request(ids, 4) for ids in PROMPTS], Sampling(64)) for each in batch
+            ]
+        assert Counter(each.index for each in finished) == dict.fromkeys(range(len(PROMPTS)), 4)
+        assert all(1 <= len(completion.token_ids) <= 64 for each in finished for completion in each.completions)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,113 @@
+"""Engines in processes of their own, with a stand-in for vLLM: what goes in and out, and what a death costs.
+
+tests/gpu/test_vllm.py has the real one.
+"""
+
+import os
+from collections import Counter
+from contextlib import closing
+
+import pytest
+
+from r1lite.engines import Request, Sampling
+from r1lite.fleet import Fleet
+
+VLLM = '''
+import os, sys
+from types import SimpleNamespace
+
+print("a library speaks on stdout")
+GPU = os.environ["CUDA_VISIBLE_DEVICES"]
+DIES_AFTER = dict(pair.split(":") for pair in os.environ.get("DIES", "").split(",") if pair).get(GPU)
+
+
+class SamplingParams:
+    def __init__(self, **values):
+        self.__dict__ |= values
+
+
+class LLM:
+    """Answers a prompt with its tokens again, its GPU and its seed; the third of three is cut off."""
+
+    def __init__(self, model, seed, **_):
+        self.seed, self.made, self.waiting, self.llm_engine = seed, 0, [], self
+        self.check()
+
+    def check(self):
+        if DIES_AFTER is not None and self.made >= int(DIES_AFTER):
+            os._exit(7)
+
+    def enqueue(self, prompts, parameters, use_tqdm):
+        assert not parameters.detokenize and parameters.top_p == 0.9 and parameters.stop_token_ids == [2]
+        names = [str(1000 + self.made + len(self.waiting) + place) for place in range(len(prompts))]
+        self.waiting += [(name, prompt["prompt_token_ids"]) for name, prompt in zip(names, prompts)]
+        return [name + "-a1b2" for name in names]
+
+    def step(self):
+        print("a library speaks in every step")
+        self.check()
+        name, prompt = self.waiting.pop()  # the last comes first: nothing is promised about the order
+        self.made += 1
+        sample = SimpleNamespace(token_ids=(*prompt, int(GPU), self.seed), finish_reason=["stop", "length"][self.made % 3 == 0])
+        return [SimpleNamespace(finished=True, request_id=name, outputs=[sample]), SimpleNamespace(finished=False)]
+'''
+SAMPLING = Sampling(max_tokens=8, temperature=0.6, top_p=0.9)
+REQUESTS = [Request([10 + index], n) for index, n in enumerate([3, 1, 2, 3, 1])]
+
+
+@pytest.fixture
+def fleet(tmp_path, monkeypatch):
+    (tmp_path / "vllm.py").write_text(VLLM)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.getcwd()}")
+
+    def start(gpus, dies=""):
+        monkeypatch.setenv("DIES", dies)
+        return closing(Fleet(tmp_path, [2], 64, seed=5, gpus=gpus))
+
+    return start
+
+
+def collect(engine, finished=None) -> list:
+    finished = [] if finished is None else finished
+    for batch in engine.stream(REQUESTS, SAMPLING):
+        finished += batch
+    return finished
+
+
+@pytest.mark.parametrize("gpus", [["0"], ["0", "3"]])
+def test_every_request_is_answered_as_often_as_it_asks(fleet, gpus):
+    with fleet(gpus) as engine:
+        finished = collect(engine)
+    assert Counter(each.index for each in finished) == {index: each.n for index, each in enumerate(REQUESTS)}
+    for each in finished:
+        (completion,) = each.completions
+        prompt, gpu, seed = completion.token_ids
+        assert [prompt] == REQUESTS[each.index].prompt
+        assert str(gpu) == gpus[each.index % len(gpus)]
+        assert seed == each.seed == 5 + gpus.index(str(gpu))
+    assert 1 <= sum(each.completions[0].truncated for each in finished) <= 3
+
+
+def test_the_same_engines_take_more_requests(fleet):
+    with fleet(["0", "1"]) as engine:
+        assert len(collect(engine)) == len(collect(engine)) == 10
+
+
+def test_one_engines_death_loses_nothing_that_was_finished(fleet):
+    finished = []
+    with fleet(["0", "1"], dies="1:2") as engine, pytest.raises(RuntimeError, match=r"died on GPU 1 \(exit code 7\)"):
+        collect(engine, finished)
+    by_gpu = Counter(each.completions[0].token_ids[1] for each in finished)
+    assert by_gpu == {0: 3 + 2 + 1, 1: 2}  # the other has done all of its share
+
+
+def test_an_engine_that_does_not_start_is_told(fleet):
+    with pytest.raises(RuntimeError, match=r"died on GPU 0 \(exit code 7\); the log"), fleet(["0"], dies="0:0"):
+        pass
+
+
+def test_a_closed_fleet_leaves_no_process(fleet):
+    with fleet(["0", "1"]) as engine:
+        processes = engine.engines
+        assert all(process.poll() is None for process in processes)
+    assert [process.poll() for process in processes] == [0, 0]
