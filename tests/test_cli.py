@@ -33,7 +33,7 @@ def test_a_wrong_request_is_exit_code_2_and_a_message(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["check", "plan", "run", "eval", "score", "show"])
+@pytest.mark.parametrize("command", ["check", "plan", "run", "eval", "compare", "score", "show"])
 def test_every_command_has_help_with_an_example(command):
     done = r1lite(command, "--help")
     assert done.returncode == 0

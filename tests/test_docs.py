@@ -1,4 +1,4 @@
-"""docs/rewards.md's examples, run as they stand."""
+"""The examples of docs/rewards.md and docs/evaluation.md, run as they stand."""
 
 import inspect
 import json
@@ -12,10 +12,12 @@ import pytest
 
 import rewards
 from r1lite.plugins import load_function
+from r1lite.problems import resolve
 from r1lite.rubric import load_reward
 from r1lite.stages.config import Reward
 
 DOCS = Path("docs/rewards.md").read_text()
+EVALUATION = Path("docs/evaluation.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 SHELL = re.findall(r"```sh\n(.*?)\n```", DOCS, re.DOTALL)
 ROW = {"answer": "2", "completion": "<think>1+1=2</think><answer>2</answer>"}
@@ -43,6 +45,33 @@ def test_a_command_of_the_docs(folder, command):
         assert "./my_reward.py:brevity" in done.stdout
     else:
         assert "accuracy 1.00  think_answer 1.00" in done.stdout
+
+
+def test_the_commands_about_evaluation(folder):
+    """One after the other, since the last ones speak of what the first ones make."""
+    (folder / "rollouts.jsonl").write_text(json.dumps({**ROW, "problem": "1+1"}))
+    blocks = re.findall(r"```sh\n(.*?)\n```", EVALUATION, re.DOTALL)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "set -e\n" + "\n".join(blocks)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("over samples") == 4
+    assert "over problems, paired" in done.stdout
+    assert "rollouts.jsonl (1 x 1)" in done.stdout
+
+
+def test_the_cards_of_the_docs_are_as_they_say():
+    rows = re.findall(r"^\| (`data/.*?) \| ([\d,]+).*? \| .* \| (\d+|say it) \|$", EVALUATION, re.MULTILINE)
+    named = {reference: row for row in rows for reference in re.findall(r"`(data/\S+?)`", row[0])}
+    assert {name.partition("#")[0] for name in named} == {
+        str(path) for path in Path("data").glob("*.yaml") if path.name != "references.yaml"
+    }
+    for reference, (_, count, samples) in named.items():
+        source, card = resolve(reference)
+        assert card.samples == (None if samples == "say it" else int(samples))
+        assert source.rows in (int(count.replace(",", "")), None)
 
 
 def test_the_rewards_of_the_docs(folder):

@@ -43,6 +43,7 @@ def test_the_readmes_commands_are_those_that_are_tested_here():
         "r1lite run",
         "r1lite show",
         "r1lite eval",
+        "r1lite compare",
         "r1lite score",
     )
     assert COMMANDS
@@ -60,9 +61,9 @@ def test_make_zero_shows_an_r1_zero_curve(zero):
     lengths = [
         row["completions/mean_length"] for row in read_metrics(runs / "zero/latest/zero/metrics.jsonl") if row["step"]
     ]
-    assert max(lengths) >= 2 * before["mean_length"]
+    assert max(lengths) >= 2 * before["mean_tokens"]
     assert sum(lengths[-5:]) / 5 >= 0.8 * max(lengths), "the length rises and stays"
-    for expected in ("pass@1", "pass@8", "mean length", "seconds", "curves.png", "data/tiny_base", "$zero"):
+    for expected in ("pass@1", "pass@8", "tokens", "seconds", "curves.png", "data/tiny_base", "$zero"):
         assert expected in output
 
 
@@ -82,6 +83,7 @@ def test_a_command_of_the_readme(zero, command, tmp_path):
         "run": "step 10/10",
         "show": "from data/chain.py",
         "eval": "pass@8",
+        "compare": "over problems, paired",
         "score": "accuracy 1.00",
     }
     assert expected[name] in done.stdout
