@@ -57,12 +57,12 @@ def draw_evaluation(stage: Path, results: list[dict[str, Any]]) -> None:
 
 def draw_by_k(axis: Any, name: str, results: list[dict[str, Any]]) -> None:
     for result in results:
-        (line,) = draw_estimates(axis, result["pass@k"], label=result["model"], marker="o")
+        (line,) = draw_estimates(axis, result["pass@k"], label=short(result["model"]), marker="o")
         draw_estimates(axis, result["maj@k"], label=None, marker="s", ls="--", color=line.get_color())
     ks = [int(k) for k in results[0]["pass@k"]]
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
-    axis.set(title=name, xlabel="k", ylabel="pass@k (line), maj@k (dashed)", ylim=(0, 1.02))
+    axis.set(title=short(name), xlabel="k", ylabel="pass@k (line), maj@k (dashed)", ylim=(0, 1.02))
     axis.legend(frameon=False, loc="best")
     axis.grid(alpha=0.3)
 
@@ -70,11 +70,18 @@ def draw_by_k(axis: Any, name: str, results: list[dict[str, Any]]) -> None:
 def draw_by_budget(axis: Any, name: str, results: list[dict[str, Any]]) -> None:
     for result in results:
         shares = result["pass@1_by_budget"]
-        axis.plot([int(budget) for budget in shares], list(shares.values()), marker="o", ms=4, label=result["model"])
+        axis.plot(
+            [int(budget) for budget in shares], list(shares.values()), marker="o", ms=4, label=short(result["model"])
+        )
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.set(title=name, xlabel="token budget", ylabel="pass@1 of the samples cut off there", ylim=(0, 1.02))
+    axis.set(title=short(name), xlabel="token budget", ylabel="pass@1 of the samples cut off there", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
+
+
+def short(name: str) -> str:
+    """A long name's end, which tells more than its beginning."""
+    return name if len(name) <= 40 else "..." + name[-37:]
 
 
 def draw_estimates(axis: Any, estimates: dict[str, Any], **style: Any) -> Any:

@@ -93,7 +93,11 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         except OSError as error:  # pyarrow's own errors are OSErrors and ValueErrors
             raise ValueError(f"{path} is not a readable parquet file: {error}") from None
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -58,7 +58,7 @@ def is_async(function: Callable) -> bool:
 
 
 def scores_of(
-    reward: RewardFunction, log_metric: Callable[[str, float], None] = lambda *_: None, **columns: Any
+    reward: RewardFunction, /, log_metric: Callable[[str, float], None] = lambda *_: None, **columns: Any
 ) -> list[float | None]:
     """The scores of a reward, called as GRPOTrainer calls it; awaited where they come later."""
     scores = reward(log_metric=log_metric, log_extra=lambda *_: None, trainer_state=None, **columns)
@@ -113,7 +113,8 @@ def as_prompted(prompts: list, texts: list[str]) -> list:
 
 def columns_of(problems: list[Problem], prefill: list[str]) -> dict[str, Any]:
     """What rewards get of their problems besides prompts and completions: lists with an entry a completion."""
-    columns = {key: [problem.columns.get(key) for problem in problems] for key in problems[0].columns}
+    names = [name for name in problems[0].columns if name not in GIVEN | {"completion_ids"}]
+    columns = {name: [problem.columns.get(name) for problem in problems] for name in names}
     return {**columns, "answer": [problem.answer for problem in problems], "prefill": prefill}
 
 

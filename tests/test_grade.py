@@ -256,6 +256,9 @@ VARIANTS = {
         {**row, "tokens": [3, 4, 5], "finish_reason": ["stop"] * 3} for row in LISTS
     ],
     "problems with ids of their own": [{**row, "id": n} for n, row in enumerate(SINGLE)],
+    "columns that the caller of a reward uses": [
+        {**row, "reward": 1.0, "completion_ids": [1], "function": "f"} for row in SINGLE
+    ],
     "prefill that is not there": [{**row, "prefill": None} for row in SINGLE],
 }
 NUMBERS = [{**row, "answer": {"p": 0.5, "q": 1000.0}[row["problem"]]} for row in SINGLE]
@@ -449,7 +452,7 @@ def test_the_samples_of_an_evaluation_can_be_graded_again(tmp_path):
     (second,) = json.loads(again.stdout)["results"]
     assert "pass@1_by_budget" not in second  # it takes the model's tokenizer
     assert numbers(second) == {key: value for key, value in numbers(first).items() if key != "pass@1_by_budget"}
-    assert list(second["right_by_problem"].values()) == list(first["right_by_problem"].values())
+    assert second["right_by_problem"] == first["right_by_problem"]
     one, other = (json.loads(each.stdout)["protocol"]["problems"].values() for each in (done, again))
     assert [each["key"] for each in other] == [each["key"] for each in one]
 
@@ -471,13 +474,21 @@ WRONG_FILES = {
     "a completion that is a number": ([RIGHT, RIGHT, {**RIGHT, "completion": 3}], f", row 3: {NOT_TEXT}3"),
     "a completion among several that is a number": ([{**BY_ID, "completions": ["2", 3]}], f", row 1: {NOT_TEXT}3"),
     "a completion among several that is none": ([{**BY_ID, "completions": ["2", None]}], f", row 1: {NOT_TEXT}None"),
-    "no completion": ([BY_ID], f", row 1: {NOT_TEXT}None"),
+    "no completion": ([BY_ID], ", row 1 needs one of `completion` and `completions`; it has: id, answer"),
+    "both kinds of completions": ([{**RIGHT, "completions": ["2"]}], ", row 1 needs one of `completion` and `completions`"),
+    "a prefill that is a number": ([{**RIGHT, "prefill": 3}], ", row 1: `prefill` must be a text; got 3"),
+    "a finish_reason that is a number": ([RIGHT, {**RIGHT, "finish_reason": 3}], ", row 2: `finish_reason` must be a text; got 3"),
+    "fewer tokens than none": ([{**RIGHT, "tokens": -3}], f", row 1: {NO_NUMBER}-3"),
+    "more tokens than there are": ([{**RIGHT, "tokens": 10**30}], f", row 1: {NO_NUMBER}{10**30}"),
+    "half a token": ([{**RIGHT, "tokens": 2.5}], f", row 1: {NO_NUMBER}2.5"),
+    "a blank problem": ([{**RIGHT, "problem": " "}], ", row 1: the problem is ' ', not a text"),
+    "an answer that is no number": ([{**RIGHT, "answer": float("nan")}], ", row 1: the answer is nan"),
     "a chat without messages": ([{**BY_ID, "completion": []}], f", row 1: {NOT_TEXT}[]"),
     "a chat without content": ([{**BY_ID, "completion": [{"role": "assistant"}]}], f", row 1: {NOT_TEXT}[{{'role': 'assistant'}}]"),
     "a chat whose content is parts": ([RIGHT, {**RIGHT, "completion": PARTS}], f", row 2: {NOT_TEXT}{PARTS}"),
     "a chat among several whose content is parts": ([{**BY_ID, "completions": ["2", PARTS]}], f", row 1: {NOT_TEXT}{PARTS}"),
     "completions that are a text": ([{**BY_ID, "completions": "2"}], f", row 1: {NO_LIST}'2'"),
-    "completions that are none": ([RIGHT, {**RIGHT, "completions": []}], f", row 2: {NO_LIST}[]"),
+    "completions that are none": ([{**BY_ID, "completions": []}], f", row 1: {NO_LIST}[]"),
     "tokens in words": ([{**RIGHT, "tokens": 3}, {**RIGHT, "tokens": "many"}], f", row 2: {NO_NUMBER}'many'"),
     "tokens that are a list": ([{**RIGHT, "tokens": [3, 4]}], f", row 1: {NO_NUMBER}[3, 4]"),
     "tokens that are true": ([{**RIGHT, "tokens": True}], f", row 1: {NO_NUMBER}True"),

@@ -1,5 +1,6 @@
 """Grading of completions that someone else made: the metrics and the report of an evaluation, without its sampling."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,15 +11,14 @@ from r1lite.judging import ACCURACY, Judge, Row
 from r1lite.preflight import prove_golds
 from r1lite.prompts import text_of
 from r1lite.records import Problem, read_rows, write_json, write_parquet
-from r1lite.rubric import GIVEN, Asked
+from r1lite.rubric import Asked
 from r1lite.stages.config import Reward, RolloutsReference, StageConfig
 from r1lite.summary import summarize
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
-# What is read here, and what rewards get anyway; all other columns go to the reward.
-OURS = {"problem", "id", "answer", "completion", "completions", "tokens", "finish_reason", "prefill", *GIVEN}
+OURS = ("problem", "id", "answer", "completion", "completions", "tokens", "finish_reason", "prefill")
 
 
 class Config(StageConfig):
@@ -68,35 +68,52 @@ def read_rollouts(path: Path) -> tuple[dict[str, Problem], dict[str, list[Row]]]
     """Problems and samples by problem id. Raises ValueError naming the row that is not right."""
     problems: dict[str, Problem] = {}
     rows: dict[str, list[Row]] = {}
+    answers: dict[str, str] = {}
     for number, raw in enumerate(read_rows(path), 1):
         where = f"{path}, row {number}"
+        raw = {name: well_formed(value) for name, value in raw.items()}
         problem = to_problem(raw, where)
-        name = str(raw.get("problem") or raw["id"]).strip()
-        if problems.setdefault(name, problem).answer != problem.answer:
-            answers = f"{problems[name].answer!r} and {problem.answer!r}"
-            raise ValueError(f"{where}: the problem {name[:60]!r} has two answers, {answers}")
+        if (other := answers.setdefault(problem.problem, problem.answer)) != problem.answer:
+            pair = f"{other!r} and {problem.answer!r}"
+            raise ValueError(f"{where}: the problem {problem.problem[:60]!r} has two answers, {pair}")
+        name = problem.id if raw.get("problem") else problem.problem
+        problems.setdefault(name, problem)
         mine = rows.setdefault(name, [])
         mine += [{"id": name, "sample": len(mine) + place, **row} for place, row in enumerate(samples_of(raw, where))]
     if not rows:
         raise ValueError(f"{path} has no rows")
     fewest, most = (pick(rows, key=lambda name: len(rows[name])) for pick in (min, max))
     if len(rows[fewest]) != len(rows[most]):
+        some, others = (f"{problems[name].problem[:60]!r} has {len(rows[name])}" for name in (fewest, most))
         raise ValueError(
-            f"{path}: every problem needs as many completions as the others, but {fewest[:60]!r} has "
-            f"{len(rows[fewest])} and {most[:60]!r} has {len(rows[most])}; drop or add some"
+            f"{path}: every problem needs as many completions as the others, but {some} and {others}; drop or add some"
         )
     return problems, rows
 
 
+def well_formed(value: Any) -> Any:
+    """A text without lone surrogates, halves of characters, which cannot be written as UTF-8."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
 def to_problem(row: dict[str, Any], where: str) -> Problem:
     """With an `id` alone the problem's text is the id."""
-    text, answer = row.get("problem") or row.get("id"), row.get("answer")
-    if not isinstance(text, str | int) or isinstance(text, bool):
+    text, answer = row.get("problem"), row.get("answer")
+    text = row.get("id") if text is None else text
+    if text is None:
         raise ValueError(f"{where} has neither a `problem` nor an `id`; it has: {', '.join(row)}")
-    if not isinstance(answer, str | int | float) or isinstance(answer, bool) or not str(answer).strip():
+    if not isinstance(text, str | int) or isinstance(text, bool) or not str(text).strip():
+        raise ValueError(f"{where}: the problem is {text!r}, not a text")
+    if not is_text_or_number(answer):
         raise ValueError(f"{where}: the answer is {answer!r}, not a text or number")
     others = {key: value for key, value in row.items() if key not in OURS}
     return Problem(str(text).strip(), str(answer).strip(), others)
+
+
+def is_text_or_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return isfinite(value)
+    return isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
 
 
 def samples_of(row: dict[str, Any], where: str) -> list[Row]:
@@ -104,22 +121,37 @@ def samples_of(row: dict[str, Any], where: str) -> list[Row]:
 
     `tokens` and `finish_reason` are known of a single completion only.
     """
-    many = row.get("completions")
-    given = [row.get("completion")] if many is None else many
+    one, many = row.get("completion"), row.get("completions")
+    if (one is None) == (many is None):
+        raise ValueError(f"{where} needs one of `completion` and `completions`; it has: {', '.join(row)}")
+    given = [one] if many is None else many
     if not isinstance(given, list) or not given:
         raise ValueError(f"{where}: `completions` must be a list of texts or messages; got {given!r}")
     for each in given:
-        last = each[-1] if isinstance(each, list) and each else None
-        if not isinstance(last["content"] if isinstance(last, dict) and "content" in last else each, str):
+        if not isinstance(each, str) and not is_chat(each):
             raise ValueError(f"{where}: a completion must be a text, or messages whose content is one; got {each!r}")
-    tokens, reason = (None, None) if many is not None else (row.get("tokens"), row.get("finish_reason"))
-    if tokens is not None and (not isinstance(tokens, int) or isinstance(tokens, bool)):
-        raise ValueError(f"{where}: `tokens` must be how many the completion has; got {tokens!r}")
+    reason, prefill = row.get("finish_reason") if many is None else None, row.get("prefill")
+    for name, value in (("finish_reason", reason), ("prefill", prefill)):
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{where}: `{name}` must be a text; got {value!r}")
     facts = {
-        "tokens": tokens,
+        "tokens": token_count(row.get("tokens"), where) if many is None else None,
         "finish_reason": reason,
-        "prefill": row.get("prefill") or "",
+        "prefill": prefill or "",
         "answer": str(row["answer"]),
     }
-    # A lone surrogate, half of a character, cannot be written as UTF-8.
-    return [{"completion": text_of(each).encode("utf-8", "replace").decode(), **facts} for each in given]
+    return [{"completion": well_formed(text_of(each)), **facts} for each in given]
+
+
+def is_chat(completion: Any) -> bool:
+    last = completion[-1] if isinstance(completion, list) and completion else None
+    return isinstance(last, dict) and isinstance(last.get("content", 0), str | None)
+
+
+def token_count(tokens: Any, where: str) -> int | None:
+    """A whole number; pandas writes it as 3.0, and NaN where there is none."""
+    if tokens is None or tokens != tokens:
+        return None
+    if not isinstance(tokens, int | float) or isinstance(tokens, bool) or tokens % 1 or not 0 <= tokens < 2**31:
+        raise ValueError(f"{where}: `tokens` must be how many the completion has; got {tokens!r}")
+    return int(tokens)
