@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 from r1lite.engines import Completion, Finished, Request, Sampling, Streaming, TransformersEngine, pick_engine
 from r1lite.models import end_tokens, load_generation_config, load_model, load_tokenizer
+from r1lite.observe import say
 from r1lite.pool import end_with_parent
 
 MOST_WAITING = 2048  # finished samples, or
@@ -47,7 +49,8 @@ class Fleet:
 
     def __init__(self, path: Path, eos_token_ids: list[int], max_length: int, seed: int, gpus: list[str]) -> None:
         self.seeds = [(seed + place) % 2**32 for place in range(len(gpus))]
-        self.gpus = gpus
+        self.gpus, self.busy = gpus, False
+        say(f"  starting vLLM on GPU {', '.join(gpus)}")
         self.engines = [
             start({"model": str(path), "eos": eos_token_ids, "max_length": max_length, "seed": seed}, gpu)
             for gpu, seed in zip(gpus, self.seeds, strict=True)
@@ -56,7 +59,7 @@ class Fleet:
 
     def stream(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Finished]]:
         """Raises RuntimeError when an engine has died, after the others have finished their share."""
-        lines: Queue[tuple[int, str]] = Queue()
+        self.busy, lines = True, Queue[tuple[int, str]]()
         for place, engine in enumerate(self.engines):
             share = [[index, request.prompt, request.n] for index, request in enumerate(requests)]
             send(engine, {"sampling": asdict(sampling), "requests": share[place :: len(self.engines)]})
@@ -66,7 +69,7 @@ class Fleet:
         while working:
             try:
                 place, line = lines.get(timeout=SECONDS)
-            except Empty:
+            except Empty:  # nothing new, but what has waited long enough is handed over below
                 place, line = 0, "[]"
             if line in ("", END):
                 working -= 1
@@ -79,6 +82,7 @@ class Fleet:
             if finished and (len(finished) >= MOST_WAITING or time.monotonic() - last > SECONDS or not working):
                 yield finished
                 finished, last = [], time.monotonic()
+        self.busy = False
         self.refuse_dead(died)
 
     def refuse_dead(self, died: list[int]) -> None:
@@ -91,8 +95,11 @@ class Fleet:
 
     def close(self) -> None:
         for engine in self.engines:
+            if self.busy:  # whoever asked has failed, and does not want the rest
+                engine.kill()
             assert engine.stdin is not None
-            engine.stdin.close()  # no more requests
+            with suppress(BrokenPipeError):
+                engine.stdin.close()  # no more requests
         for engine in self.engines:
             engine.wait()
 
@@ -177,5 +184,7 @@ def main() -> None:
     serve(sys.stdin, results)
 
 
+if __name__ == "__mp_main__":  # a process of vLLM's: it would outlive an engine killed by force, and hold its GPU
+    end_with_parent()
 if __name__ == "__main__":
     main()

@@ -4,8 +4,11 @@ tests/gpu/test_vllm.py has the real one.
 """
 
 import os
+import sys
+import time
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +16,7 @@ from r1lite.engines import Request, Sampling
 from r1lite.fleet import Fleet
 
 VLLM = '''
-import os, sys
+import multiprocessing, os, sys, time
 from types import SimpleNamespace
 
 print("a library speaks on stdout")
@@ -31,6 +34,8 @@ class LLM:
 
     def __init__(self, model, seed, **_):
         self.seed, self.made, self.waiting, self.llm_engine = seed, 0, [], self
+        self.core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
+        self.core.start()
         self.check()
 
     def check(self):
@@ -111,3 +116,35 @@ def test_a_closed_fleet_leaves_no_process(fleet):
         processes = engine.engines
         assert all(process.poll() is None for process in processes)
     assert [process.poll() for process in processes] == [0, 0]
+
+
+def alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"
+
+
+def wait_until(what) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent has died")
+def test_an_engine_killed_by_force_leaves_nothing_that_holds_the_gpu(fleet):
+    with fleet(["0"]) as engine:
+        (process,) = engine.engines
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (core,) = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        time.sleep(1)  # it has imported this module by then
+        process.kill()
+        wait_until(lambda: not alive(core))
+
+
+def test_who_stops_listening_does_not_wait_for_the_rest(fleet):
+    endless = [Request([1], 10**6)]
+    with fleet(["0"]) as engine:
+        (process,) = engine.engines
+        for _ in engine.stream(endless, SAMPLING):
+            break
+    assert process.poll() == -9
