@@ -43,9 +43,10 @@ RATIO = re.compile(
     rf"|\(?(?P<n3>{DECIMAL})\s*/\s*(?P<d3>{DECIMAL})\)?)",
     re.ASCII,
 )
+E_NOTATION = re.compile(rf"(?P<number>[+-]?{DECIMAL})[eE]\+?(?P<power>-?\d{{1,3}})", re.ASCII)
 SCIENTIFIC = re.compile(
-    rf"(?P<sign>[+-]?)\s*(?:(?P<n1>{DECIMAL})[eE](?P<e1>[+-]?\d{{1,3}})"
-    rf"|(?:(?P<n2>{DECIMAL})\s*\\(?:times|cdot)\s*)?10\s*\^\s*(?:\{{\s*(?P<e2>[+-]?\d{{1,3}})\s*\}}|(?P<e3>\d)))",
+    rf"(?P<sign>[+-]?)\s*(?:(?P<times>{DECIMAL})\s*\\(?:times|cdot)\s*)?"
+    rf"10\s*\^\s*(?:\{{\s*(?P<braced>[+-]?\d{{1,3}})\s*\}}|(?P<power>\d))",
     re.ASCII,
 )
 ONE_NUMBER = re.compile(rf"(?<![\w.\\^/*-])-?{DECIMAL}(?![\w\\^/*])", re.ASCII)
@@ -63,7 +64,9 @@ def clean(text: str) -> str:
     *_, text = ANSWER_IS.split(" ".join(text.split()))
     text = text.strip().removesuffix(".").strip()
     text = match[1].strip() if (match := IN_PARENTHESES.fullmatch(text)) else text
-    return without_prose(without_unit(text))
+    text = without_prose(without_unit(text))
+    match = E_NOTATION.fullmatch(text)  # which LaTeX would take for a product with Euler's number
+    return rf"{match['number']} \times 10^{{{match['power']}}}" if match else text
 
 
 def formula_of_prose(text: str) -> str:
@@ -115,8 +118,8 @@ def number(text: str) -> Fraction | None:
     if match := PLAIN.fullmatch(text):
         return signed(match["sign"], to_fraction(match["value"]))
     if match := SCIENTIFIC.fullmatch(text):
-        power = int(match["e1"] or match["e2"] or match["e3"])
-        return signed(match["sign"], to_fraction(match["n1"] or match["n2"] or "1") * Fraction(10) ** power)
+        power = int(match["braced"] or match["power"])
+        return signed(match["sign"], to_fraction(match["times"] or "1") * Fraction(10) ** power)
     if not (match := RATIO.fullmatch(text)):
         return None
     top, bottom = (to_fraction(match[f"{part}1"] or match[f"{part}2"] or match[f"{part}3"]) for part in "nd")

@@ -48,7 +48,7 @@ def main() -> None:
     latest = parser.parse_args().runs / "base" / "latest"
     base, report = Artifact(latest / "base"), Artifact(latest / "report")
     (result,) = read_json(report.path / "report.json")["results"]
-    rows = [row for part in sorted(report.path.glob("samples/*/part_*.parquet")) for row in read_rows(part)]
+    rows = [row for part in report.path.glob("samples/*.parquet") for row in read_rows(part)]
     target = Path("data/tiny_base")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(base.model, target)
@@ -63,7 +63,7 @@ def main() -> None:
         n_samples=result["n_samples"],
         pass_at_1=result["pass@1"],
         pass_at_16=result["pass@k"]["16"]["mean"],
-        mean_length=result["mean_length"],
+        mean_length=result["mean_tokens"],
         table="\n".join(by_tries(rows)),
     )
     (target / "README.md").write_text(card)
