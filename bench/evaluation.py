@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from r1lite.fleet import SETTINGS
 from r1lite.models import end_tokens, load_generation_config, load_tokenizer
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
@@ -35,13 +36,7 @@ def offline(card: str, samples: int, max_tokens: int) -> float:
     prompts = [
         {"prompt_token_ids": encode(tokenizer, render("plain", problem.problem))} for problem in load_problems(card)
     ]
-    llm = LLM(
-        model=MODEL,
-        skip_tokenizer_init=True,
-        max_model_len=64 + max_tokens,
-        max_num_seqs=1024,
-        gpu_memory_utilization=0.85,
-    )
+    llm = LLM(model=MODEL, max_model_len=64 + max_tokens, **SETTINGS)
     speed = 0.0
     for n in (1, samples):
         parameters = SamplingParams(

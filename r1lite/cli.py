@@ -71,6 +71,7 @@ def run_recipe(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Pat
 
 @app.command(name="eval")
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL...", help="a stage's directory, a model's, or a hub id")
     ] = None,
@@ -96,10 +97,16 @@ def evaluate(
 ) -> None:
     """pass@1, pass@k and maj@k of models on problems. A repeated call generates nothing anew.
 
-    [dim]r1lite eval data/tiny_base --problems data/chain.yaml#test --prompt plain --max-tokens 128 --limit 100[/dim]
+    [dim]r1lite eval data/tiny_base --problems data/chain.yaml#test --prompt plain --max-tokens 128 --samples 8[/dim]
     """
-    if bool(rollouts) == bool(models or problems or samples or limit):
-        raise ValueError("name models and --problems, or --rollouts alone, with completions that are there already")
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    named = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    unused = named - {"rollouts", "reward", "as_json", "runs"} if rollouts else set()
+    if unused or not (rollouts or models or problems):
+        besides = f"; with it there is no use for: {', '.join(sorted(unused))}" if unused else ""
+        raise ValueError(
+            f"name models and --problems, or --rollouts alone, with completions that are there already{besides}"
+        )
     stage: dict[str, Any] = {"kind": "grade", "rollouts": rollouts}
     if not rollouts:
         stage = {

@@ -3,14 +3,14 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 from typing import Any
 
-from r1lite.intervals import Interval, t95
+from r1lite.intervals import Z95, Interval, t95
 from r1lite.protocol import differences, facts
 
-FLIPS = 20_000  # random signs; with at most 14 problems all of them are taken
-NORMAL = NormalDist()
+MOST_EXACT = 14  # problems with a difference, up to which all signs are tried
+FLIPS = 20_000  # random signs beyond that
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def over_both_samples(
         sum(a * (1 - a) / (mine["n_samples"] - 1) + b * (1 - b) / (its["n_samples"] - 1) for a, b in rates)
         / len(rates) ** 2
     )
-    half = NORMAL.inv_cdf(0.975) * variance**0.5
+    half = Z95 * variance**0.5
     return max(-1.0, difference - half), min(1.0, difference + half)
 
 
@@ -137,11 +137,11 @@ def sign_flip_p(gains: list[float]) -> float:
     moved = np.array([gain for gain in gains if gain])
     if not len(moved):
         return 1.0
-    if len(moved) <= 14:
-        signs = np.array(
-            [[1 - 2 * (number >> bit & 1) for bit in range(len(moved))] for number in range(2 ** len(moved))]
-        )
+    exact = len(moved) <= MOST_EXACT
+    if exact:
+        numbers = np.arange(2 ** len(moved))
+        signs = 1 - 2 * (numbers[:, None] >> np.arange(len(moved)) & 1)
     else:
         signs = np.random.default_rng(0).choice([-1, 1], (FLIPS, len(moved)))
     as_far = np.abs(signs @ moved) >= abs(moved.sum()) - 1e-9
-    return float(as_far.mean() if len(moved) <= 14 else (as_far.sum() + 1) / (FLIPS + 1))
+    return float(as_far.mean() if exact else (as_far.sum() + 1) / (FLIPS + 1))

@@ -18,18 +18,18 @@ from threading import Thread
 from typing import IO, Any
 
 from r1lite.engines import Completion, Finished, Request, Sampling, Streaming, TransformersEngine, pick_engine
-from r1lite.models import end_tokens, load_generation_config, load_model, load_tokenizer
+from r1lite.models import end_tokens, load_generation_config, load_model
 from r1lite.observe import say
 from r1lite.pool import end_with_parent
 
 MOST_WAITING = 2048  # finished samples, or
 SECONDS = 15.0  # after which they are handed over
 END = "ready\n"
+SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "gpu_memory_utilization": 0.85}
 
 
-def open_engine(name: str, path: Path, max_length: int, seed: int) -> Streaming:
+def open_engine(name: str, path: Path, tokenizer: Any, max_length: int, seed: int) -> Streaming:
     """An engine with a model directory's weights; prompt and completion have at most `max_length` tokens together."""
-    tokenizer = load_tokenizer(path)
     if pick_engine(name) == "vllm":
         return Fleet(path, end_tokens(load_generation_config(path), tokenizer), max_length, seed, visible_gpus())
     model = load_model(path, "auto")
@@ -60,9 +60,9 @@ class Fleet:
     def stream(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Finished]]:
         """Raises RuntimeError when an engine has died, after the others have finished their share."""
         self.busy, lines = True, Queue[tuple[int, str]]()
+        wanted = [[index, request.prompt, request.n] for index, request in enumerate(requests)]
         for place, engine in enumerate(self.engines):
-            share = [[index, request.prompt, request.n] for index, request in enumerate(requests)]
-            send(engine, {"sampling": asdict(sampling), "requests": share[place :: len(self.engines)]})
+            send(engine, {"sampling": asdict(sampling), "requests": wanted[place :: len(self.engines)]})
             Thread(target=read, args=(engine, place, lines), daemon=True).start()
         working, finished, last = len(self.engines), [], time.monotonic()
         died: list[int] = []
@@ -147,11 +147,9 @@ def serve(orders: IO[str], results: IO[str]) -> None:
 
     llm = LLM(
         model=settings["model"],
-        skip_tokenizer_init=True,
         max_model_len=settings["max_length"],
-        max_num_seqs=1024,
-        gpu_memory_utilization=0.85,
         seed=settings["seed"],
+        **SETTINGS,
     )
     print(END, end="", file=results, flush=True)
     for order in orders:

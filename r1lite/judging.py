@@ -28,8 +28,9 @@ class Judge:
 
     def __init__(self, reward: Reward, resolve: Callable[[str], Path | None] = locate) -> None:
         self.reward = reward
-        self.names = list(dict.fromkeys([reward.name, SECOND.name]))
-        self.graders = {SECOND.name: load_reward(SECOND), reward.name: load_reward(reward, resolve)}
+        self.graders = {reward.name: load_reward(reward, resolve)}
+        self.graders.setdefault(SECOND.name, load_reward(SECOND))
+        self.names = list(self.graders)
         self.read = chosen if reward.use == CHOICE.use else final_answer
         self.counts: Counter[str] = Counter()
 

@@ -114,14 +114,15 @@ def results_table(report: dict[str, Any]) -> Table:
     table = new_table(*columns, "tokens", "truncated", "no answer", title=title)
     for result in report["results"]:
         best = str(result["n_samples"])
+        other = "" if best == str(largest) else f" (@{best})"  # a set that was sampled less often
         table.add_row(
             escape(result["model"]),
             escape(f"{result['problems']} ({result['n_problems']} x {result['n_samples']})"),
             f"{result['pass@1']:.3f}",
             interval(result["pass@1_ci_samples"]),
             interval(result["pass@1_ci_problems"]),
-            f"{result['pass@k'][best]['mean']:.3f}",
-            f"{result['maj@k'][best]['mean']:.3f}",
+            f"{result['pass@k'][best]['mean']:.3f}{other}",
+            f"{result['maj@k'][best]['mean']:.3f}{other}",
             "" if result["mean_tokens"] is None else f"{result['mean_tokens']:,.1f}",
             share(result["truncated"]),
             share(result["no_answer"]),

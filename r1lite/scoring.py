@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from r1lite.engines import chunks
+from r1lite.judging import ACCURACY, SECOND
 from r1lite.preflight import required
 from r1lite.prompts import messages_of
 from r1lite.records import read_rows
@@ -15,7 +16,6 @@ from r1lite.stages.config import Reward
 from r1lite.strict_yaml import explain, parse_value
 
 BATCH = 1024
-GRADERS = [Reward(use="rewards.math:accuracy"), Reward(use="rewards.exact:exact")]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def score_file(path: Path, rewards: list[Reward]) -> Scores:
     scores = {reward.name: score_rows(reward, rows, logged) for reward in rewards}
     disagreements: list[int] = []
     if all(isinstance(row.get("answer"), str) for row in rows):
-        one, other = (score_rows(grader, rows, {}) for grader in GRADERS)
+        one, other = (score_rows(grader, rows, {}) for grader in (ACCURACY, SECOND))
         disagreements = [number for number in range(len(rows)) if one[number] != other[number]]
     by_row = [dict(zip(scores, each, strict=True)) for each in zip(*scores.values(), strict=True)]
     return Scores(by_row, logged, disagreements, rows)

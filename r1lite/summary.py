@@ -1,10 +1,14 @@
 """Graded samples of one model on one set of problems become the numbers of a report."""
 
+from pathlib import Path
 from typing import Any
 
+from r1lite.curves import draw_evaluation
 from r1lite.intervals import fit, maj_variances, over_problems, over_samples, pass_variance
 from r1lite.judging import Row, is_right, vote
 from r1lite.metrics import Votes, maj_at_k, mean_or_none, pass_at_k, reflective_words
+from r1lite.protocol import facts, short
+from r1lite.records import write_json
 
 
 def summarize(problems: dict[str, list[Row]], graders: list[str]) -> dict[str, Any]:
@@ -68,3 +72,13 @@ def stated(values: dict[int, list[float]], variances: list[float]) -> dict[str, 
 
 def mean_tokens(rows: list[Row]) -> float | None:
     return mean_or_none([float(row["tokens"]) for row in rows if row["tokens"] is not None])
+
+
+def write_report(folder: Path, protocol: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """report.json and curves.png of an evaluation; returns what the manifest says of it."""
+    report = {"protocol": protocol, "results": results}
+    for result in results:
+        result["fingerprint"] = short(facts(report, result))
+    write_json(folder / "report.json", report)
+    draw_evaluation(folder, results)
+    return {"results": [{key: result[key] for key in ("model", "problems", "pass@1")} for result in results]}

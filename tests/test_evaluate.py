@@ -229,9 +229,11 @@ def test_a_multiple_choice_is_graded_by_its_letter(byte_model, evaluated, tmp_pa
     assert list(report["protocol"]["problems"][reference]["graders"]) == ["rewards.choice:choice"]
 
 
-def test_without_a_usual_number_of_samples_one_has_to_say_it(toy_model, evaluated):
-    with pytest.raises(ValueError, match="state `samples`"):
-        evaluated(None, models=[str(toy_model)], problems=["data/chain.yaml#test"], limit=2)
+def test_without_a_usual_number_of_samples_one_has_to_say_it(toy_model):
+    done = r1lite("eval", str(toy_model), "--problems", "data/chain.yaml#test", "--limit", "2")
+    assert done.returncode == 2
+    assert "stages.report.samples: data/chain.yaml#test does not say" in done.stderr
+    assert "state `samples`" in done.stderr
 
 
 @pytest.mark.slow

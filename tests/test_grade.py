@@ -550,6 +550,7 @@ def test_a_gold_that_cannot_be_read_is_named(tmp_path):
         (["--rollouts", "FILE", "--problems", "data/chain.yaml#test"], "name models and --problems, or --rollouts"),
         (["--rollouts", "FILE", "--samples", "4"], "name models and --problems, or --rollouts alone"),
         (["--rollouts", "FILE", "--limit", "4"], "name models and --problems, or --rollouts alone"),
+        (["--rollouts", "FILE", "--prompt", "chat", "--seed", "0"], "with it there is no use for: prompt, seed"),
         (["--rollouts", "FILE", "--rollouts", "no.parquet"], "there is no file no.parquet"),
         (["--rollouts", "FILE", "--reward", "rewards.math:nil"], "rewards.math has no function 'nil'"),
     ],

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,10 +18,10 @@ from r1lite.observe import Progress, say
 from r1lite.preflight import prove_golds
 from r1lite.problems import card_of, load_problems
 from r1lite.prompts import encode, opening, prompt_text, render
-from r1lite.records import Problem, digest, read_rows, seed_from, write_json, write_parquet
+from r1lite.records import Problem, digest, read_rows, seed_from, write_parquet
 from r1lite.rubric import Asked
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
-from r1lite.summary import summarize
+from r1lite.summary import summarize, write_report
 
 if TYPE_CHECKING:
     from r1lite.engines import Finished
@@ -48,6 +48,10 @@ class Config(StageConfig):
         for path, values in (("models", self.models), ("problems", self.problems)):
             for value in sorted({value for value in values if values.count(value) > 1}):
                 yield f"{path}: {value} is there twice"
+        for name in self.problems:
+            with suppress(ValueError):  # of a wrong reference, which is told for itself
+                if self.samples is None and card_of(name).samples is None:
+                    yield f"samples: {name} does not say how many a problem are usual; state `samples` (--samples)"
 
 
 @dataclass(frozen=True)
@@ -75,25 +79,18 @@ class Task:
 
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """report.json: {"protocol": {...}, "results": [one object for each model and set of problems]}."""
-    from r1lite.curves import draw_evaluation
-
     sets = [load_set(config, name) for name in config.problems]
     how = stated_protocol(config, sets, {model: stage.resolve(model) for model in config.models})
     results = [result for model in config.models for result in evaluate_model(config, stage, model, sets)]
-    report = {"protocol": how, "results": results}
-    for result in results:
-        result["fingerprint"] = protocol.short(protocol.facts(report, result))
-    write_json(stage.path / "report.json", report)
-    draw_evaluation(stage.path, results)
+    summary = write_report(stage.path, how, results)
     shutil.rmtree(stage.path / "parts")  # all of it is in samples/ by now
-    return {"results": [{key: result[key] for key in ("model", "problems", "pass@1")} for result in results]}
+    return summary
 
 
 def load_set(config: Config, name: str) -> ProblemSet:
     card = card_of(name)
     samples = config.samples or card.samples
-    if samples is None:
-        raise ValueError(f"{name} does not say how many samples a problem is usual; state `samples` (--samples)")
+    assert samples is not None, "a fault of the config"
     is_choice = card.answers is not None and card.answers.kind == "choice"
     return ProblemSet(
         name, load_problems(name, config.limit), samples, config.reward or (CHOICE if is_choice else ACCURACY)
@@ -171,7 +168,7 @@ def sample_missing(
     longest = max(len(task.ids) for task in tasks) + config.max_tokens
     requests = [Request(task.ids, task.source.samples - taken[task.key]) for task in missing]
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=config.seed)
-    with closing(open_engine(config.engine, stage.resolve(model), longest, seed)) as engine:
+    with closing(open_engine(config.engine, stage.resolve(model), tokenizer, longest, seed)) as engine:
         start, tokens = time.monotonic(), 0
         for number, finished in enumerate(engine.stream(requests, sampling), len(list(folder.glob("part_*")))):
             fresh = to_rows(finished, missing, taken, tokenizer)

@@ -10,10 +10,10 @@ from r1lite import protocol
 from r1lite.judging import ACCURACY, Judge, Row
 from r1lite.preflight import prove_golds
 from r1lite.prompts import text_of
-from r1lite.records import Problem, read_rows, write_json, write_parquet
+from r1lite.records import Problem, read_rows, write_parquet
 from r1lite.rubric import Asked
 from r1lite.stages.config import Reward, RolloutsReference, StageConfig
-from r1lite.summary import summarize
+from r1lite.summary import summarize, write_report
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -33,8 +33,6 @@ class Config(StageConfig):
 
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """report.json as an evaluation's; what is not known about foreign samples, such as their temperature, is null."""
-    from r1lite.curves import draw_evaluation
-
     results, sets = [], {}
     for number, name in enumerate(config.rollouts):
         judge = Judge(config.reward, stage.resolve)
@@ -49,12 +47,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
         }
         write_parquet(stage.path / "samples" / f"{number}.parquet", (row for mine in rows.values() for row in mine))
     how = {"versions": protocol.grading_versions(), "problems": sets, "models": {}}
-    report = {"protocol": how, "results": results}
-    for result in results:
-        result["fingerprint"] = protocol.short(protocol.facts(report, result))
-    write_json(stage.path / "report.json", report)
-    draw_evaluation(stage.path, results)
-    return {"results": [{key: result[key] for key in ("model", "pass@1")} for result in results]}
+    return write_report(stage.path, how, results)
 
 
 def judge_rollouts(judge: Judge, problems: dict[str, Problem], rows: dict[str, list[Row]]) -> None:

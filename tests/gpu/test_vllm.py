@@ -24,7 +24,7 @@ def test_a_closed_engine_gives_the_gpu_back():
     """As in an evaluation of two models: each fleet asks for most of the memory. It comes first in this file, since the
     engine of the tests below lives in this process and keeps its share to the end."""
     for _ in range(2):
-        with closing(open_engine("vllm", Path(BASE), 128, 0)) as engine:
+        with closing(open_engine("vllm", Path(BASE), load_tokenizer(BASE), 128, 0)) as engine:
             finished = [
                 each for batch in engine.stream([Request(ids, 4) for ids in PROMPTS], Sampling(64)) for each in batch
             ]
