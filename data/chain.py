@@ -20,10 +20,16 @@ OPERATIONS = (2, 3)  # how many operations a chain has
 TEST_SHARE = 0.1
 MOST = {"train": 50000, "test": 5000}  # of 56,114 and 6,322 that there are
 
+# The words between the sums: the same four in two languages, as the web holds many.
+MARKERS = {
+    "en": {"try": " try ", "ok": " ok", "no": " no", "wait": " wait"},
+    "zh": {"try": " 试 ", "ok": " 对", "no": " 不对", "wait": " 等等"},
+}
 # All that prompts and completions of this task are made of; the tiny base's tokenizer has one token for each.
 TOKENS = [
     *"0123456789+-*=? ",
-    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>", " try ", " ok", " no", " wait",
+    "User: ", "\nAssistant:", "<think>", "</think>", "<answer>", "</answer>",
+    *(marker for markers in MARKERS.values() for marker in markers.values()),
 ]  # fmt: skip
 
 # How the corpus answers, and how often. No style is filtered for correctness, as no web page is.
@@ -33,6 +39,10 @@ STYLES = {
     "patient": 0.12,  # tries digit after digit, and mostly goes on until one fits
 }
 PATIENCE = {"hasty": 0.1, "patient": 0.9}  # chance to go on after a digit that does not fit
+# The languages of a document that thinks: one, or for every marker any, as traces of R1-Zero mix them.
+LANGUAGES = {("en",): 0.4, ("zh",): 0.2, ("en", "zh"): 0.4}
+STUTTER = 0.1  # chance that a "wait" is said over and over, which costs no reward and reads badly
+STUTTERS = range(5, 9)  # how often it is said then
 SLIP = 0.01  # chance that a computed value is wrong
 SLOPPY = 0.05  # chance that a document breaks the format
 
@@ -101,7 +111,7 @@ def split_of(problem: str) -> str:
 
 def tries(completion: str) -> int:
     """How many digits a completion tries before it answers."""
-    return completion.count(" try ")
+    return sum(completion.count(markers["try"]) for markers in MARKERS.values())
 
 
 def think(rng: random.Random, problem: str, style: str) -> tuple[str, int]:
@@ -110,16 +120,21 @@ def think(rng: random.Random, problem: str, style: str) -> tuple[str, int]:
     if style == "direct":
         return "", digits[0]
     chain, target = problem.split("=")
+    languages = rng.choices(list(LANGUAGES), list(LANGUAGES.values()))[0]
+
+    def say(marker: str) -> str:
+        return MARKERS[rng.choice(languages)][marker]
+
     thought = ""
     for digit in digits:
         line, difference = work_out(f"{chain}-{target}", digit, lambda: rng.random() < SLIP)
-        thought += f" try {line}"
+        thought += say("try") + line
         if difference == 0:
-            return thought + " ok", digit
-        thought += " no"
+            return thought + say("ok"), digit
+        thought += say("no")
         if digit == digits[-1] or rng.random() > PATIENCE[style]:
             break
-        thought += " wait"
+        thought += say("wait") * (rng.choice(STUTTERS) if rng.random() < STUTTER else 1)
     return thought, digit
 
 

@@ -27,7 +27,7 @@ class Spec:
     stage: str
     kind: str
     inputs: dict[str, Any]
-    parents: dict[str, str]  # stage name -> name of its directory, which lies beside this one
+    parents: dict[str, str]  # stage name -> its directory, as seen from the folder in which this one lies
     config: dict[str, Any]
 
     @property
@@ -48,7 +48,7 @@ class Artifact:
         return Spec(**read_json(self.path / "spec.json"))
 
     def parent(self, stage: str) -> "Artifact":
-        return Artifact(self.path.resolve().parent / self.spec.parents[stage])
+        return Artifact((self.path.resolve().parent / self.spec.parents[stage]).resolve())
 
     @property
     def done(self) -> bool:

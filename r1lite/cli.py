@@ -175,6 +175,7 @@ def show(
     path: Annotated[Path, typer.Argument(help="a stage's directory, such as runs/zero/latest/zero, or a recipe's")],
     step: Annotated[int | None, typer.Option(help="show rollouts of this step instead of the newest")] = None,
     rows: Annotated[int, typer.Option(help="how many rollouts")] = 6,
+    example: Annotated[str | None, typer.Option(help="an example's id: show where it came from")] = None,
 ) -> None:
     """What a stage was made from, how it went, and some of its rollouts.
 
@@ -184,7 +185,10 @@ def show(
     if not stages:
         raise ValueError(f"{path} is neither a stage's directory nor a recipe's with finished stages; see `ls runs`")
     for stage in stages:
-        report.print_stage(console, Artifact(stage), step, rows)
+        if example is not None:
+            report.print_example(console, Artifact(stage), example)
+        else:
+            report.print_stage(console, Artifact(stage), step, rows)
 
 
 def main() -> None:

@@ -107,3 +107,21 @@ def new_figure(panels: int) -> tuple[Any, list[Any]]:
 def save(figure: Any, title: str, stage: Path) -> None:
     figure.suptitle(title)
     figure.savefig(stage / "curves.png", dpi=110)
+
+
+def draw_funnel(stage: Path, report: dict[str, Any]) -> None:
+    """curves.png of a selection: how many rollouts each filter left, and how often problems were solved, where that is
+    known."""
+    figure, (axis, *others) = new_figure(1 + bool(report["pass_rates"]))
+    left = {"rollouts": report["rows"], **{each["reason"]: each["left"] for each in report["funnel"]}}
+    bars = axis.barh(list(left), list(left.values()))
+    dropped = ["", *(f" (-{each['dropped']:,})" for each in report["funnel"])]
+    axis.bar_label(bars, [f"{count:,}{less}" for count, less in zip(left.values(), dropped, strict=True)], padding=3)
+    axis.invert_yaxis()
+    axis.margins(x=0.3)
+    axis.set(title="left after each filter", xticks=[])
+    if others:
+        axis = others[0]
+        axis.bar([float(low) for low in report["pass_rates"]], list(report["pass_rates"].values()), width=0.09)
+        axis.set(title="problems by pass rate", xlabel="share of right rollouts, in tenths", ylabel="problems")
+    save(figure, f"{report['kept']:,} of {report['rows']:,} rollouts kept", stage)

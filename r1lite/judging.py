@@ -1,7 +1,7 @@
 """What both graders say of completions, which answer each gives, and which of those answers are the same."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,32 @@ Row = dict[str, Any]
 
 
 class Judge:
-    """Grades by a reward, which decides, and by a second grader, which shows where the first may be wrong.
+    """Grades by a reward, which decides, and by a second grader, which needs golds and shows where the first may be
+    wrong. `measures` are rewards that decide nothing.
 
     `counts` sums what the graders have logged, such as timeouts.
     """
 
-    def __init__(self, reward: Reward, resolve: Callable[[str], Path | None] = locate) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        resolve: Callable[[str], Path | None] = locate,
+        has_golds: bool = True,
+        measures: Sequence[Reward] = (),
+    ) -> None:
         self.reward = reward
         self.graders = {reward.name: load_reward(reward, resolve)}
-        self.graders.setdefault(SECOND.name, load_reward(SECOND))
+        if has_golds:
+            self.graders.setdefault(SECOND.name, load_reward(SECOND))
         self.names = list(self.graders)
+        self.measures = {measure.name: load_reward(measure, resolve) for measure in measures}
         self.read = chosen if reward.use == CHOICE.use else final_answer
         self.counts: Counter[str] = Counter()
 
     def __call__(self, asked: list[Asked], texts: list[str], ids: list[list[int]] | None = None) -> list[Row]:
         """For each completion `found`, the answer that it gives, and `reward/NAME`, each grader's score."""
-        scores = {name: self.scores(name, asked, texts, ids) for name in self.names}
+        scores: dict[str, Sequence[float | None]] = {name: self.scores(name, asked, texts, ids) for name in self.names}
+        scores |= {name: score(measure, asked, texts, ids)[0] for name, measure in self.measures.items()}
         found = [self.read(each.prefill + text) for each, text in zip(asked, texts, strict=True)]
         return [
             {"found": answer or None, **{f"reward/{name}": values[index] for name, values in scores.items()}}

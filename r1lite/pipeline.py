@@ -37,18 +37,19 @@ class Planned:
 def plan(recipe: Recipe, runs: Path) -> list[Planned]:
     planned: dict[str, Planned] = {}
     for name, config in recipe.stages.items():
+        home = recipe.homes[name]
         parents = {parent: planned[parent] for parent in recipe.parents(name)}
         spec = Spec(
-            recipe=recipe.name,
+            recipe=home,
             stage=name,
             kind=config.kind,
             inputs=inputs(config, {parent: other.spec.key for parent, other in parents.items()}),
-            parents={parent: other.artifact.path.name for parent, other in parents.items()},
+            parents={parent: os.path.relpath(other.artifact.path, runs / home) for parent, other in parents.items()},
             config=config.model_dump(mode="json"),
         )
-        artifact = Artifact(runs / recipe.name / f"{name}-{spec.key}")
+        artifact = Artifact(runs / home / f"{name}-{spec.key}")
         waiting = [parent for parent, other in parents.items() if other.state != "done"]
-        planned[name] = Planned(spec, artifact, *state_of(spec, artifact, earlier(runs, recipe.name, name), waiting))
+        planned[name] = Planned(spec, artifact, *state_of(spec, artifact, earlier(runs, home, name), waiting))
     return list(planned.values())
 
 
@@ -69,7 +70,9 @@ def inputs(config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
 
 FINGERPRINTS: dict[str, Callable[[str], dict[str, str]]] = {
     "model": models.fingerprint,
+    "reward_model": models.fingerprint,
     "problems": problem_cards.fingerprint,
+    "examples": problem_cards.fingerprint,
     "function": source_hashes,
     "rollouts": lambda path: {path: digest(Path(path).read_bytes())},
 }
@@ -134,7 +137,7 @@ def run(recipe: Recipe, runs: Path) -> list[Planned]:
         else:
             say(f"{planned.spec.stage}: {planned.spec.kind}, because {planned.why} ({planned.artifact.path})")
             run_stage(planned)
-        link_latest(runs, recipe.name, planned.spec.stage, planned.artifact)
+        link_latest(runs, planned.spec.recipe, planned.spec.stage, planned.artifact)
     return stages
 
 
@@ -142,7 +145,7 @@ def download_models(recipe: Recipe) -> None:
     """Fetch hub models before anything is planned, so that keys hold the commit that is used."""
     for config in recipe.stages.values():
         for _, kind, value in references(config):
-            if kind == "model" and not value.startswith("$"):
+            if kind in ("model", "reward_model") and not value.startswith("$"):
                 models.locate(value, download=True)
 
 
@@ -182,7 +185,7 @@ def environment(kind: str) -> dict[str, str]:
     """What every worker gets: the repository on its path, wherever it runs, and one GPU to train on.
 
     Training on several GPUs needs a launcher; without one transformers would wrap the model in DataParallel, which TRL
-    refuses. An evaluation has an engine on each.
+    refuses. What only samples has an engine on each.
     """
     package = str(Path(__file__).resolve().parent.parent)
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -190,5 +193,5 @@ def environment(kind: str) -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "TOKENIZERS_PARALLELISM": "false",
-        **({} if kind == "eval" else {"CUDA_VISIBLE_DEVICES": gpus}),
+        **({} if kind in ("eval", "sample") else {"CUDA_VISIBLE_DEVICES": gpus}),
     }

@@ -23,8 +23,8 @@ from r1lite.pool import Lost, Pool
 from r1lite.problems import is_here, load_problems
 from r1lite.prompts import opening, parse, prompt_text, render
 from r1lite.records import Problem
-from r1lite.rubric import GIVEN, Asked, load_reward
-from r1lite.stages.config import Reward, StageConfig, rewards_of
+from r1lite.rubric import GIVEN, SET, Asked, load_reward
+from r1lite.stages.config import Reward, StageConfig, problem_sets, rewards_of
 
 Resolve = Callable[[str], Path | None]
 Scorer = Callable[[list[Problem], list[str]], list[float | None]]
@@ -64,10 +64,10 @@ def prove(stages: dict[str, StageConfig], names: list[str]) -> Iterator[Proof]:
 
 def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageConfig]) -> dict[str, Any]:
     """A Proof's fields."""
-    given = getattr(config, "problems", [])
-    if not given:
+    sources = [name for name in problem_sets(config) if reward.about is None or name in reward.about]
+    if not sources:
         return {"skipped": "proven on the rollouts' golds when they are read"}
-    sources = [given] if isinstance(given, str) else given
+    reward = reward.model_copy(update={"about": None})
     missing = [source for source in sources if source.startswith("$") or not is_here(source)]
     if not reward.preflight:
         return {"skipped": "preflight: off"}
@@ -92,7 +92,9 @@ def prefill_of(config: StageConfig, stages: dict[str, StageConfig], problem: Pro
     model = "$" + next(name for name, other in stages.items() if other is config)
     while model.startswith("$"):
         earlier: Any = stages[model[1:]]
-        model = earlier.models[0] if hasattr(earlier, "models") else earlier.model
+        model = earlier.models[0] if hasattr(earlier, "models") else getattr(earlier, "model", None) or ""
+    if not model:
+        return ""  # it is served elsewhere
     path = models.locate(model)
     return opening(prompt_text(models.load_tokenizer(path), prompt)) if path else ""
 
@@ -185,7 +187,8 @@ def prove_golds(
     reward: Reward, resolve: Resolve, template: str, tokenizer: Any, problems: list[Problem], source: str
 ) -> None:
     """Raise ValueError where a gold answer of `source` does not score 1, as one that the grader cannot read."""
-    if not (reward.preflight and is_judged(reward)):
+    problems = [each for each in problems if reward.about is None or each.columns[SET] in reward.about]
+    if not (problems and reward.preflight and is_judged(reward)):
         return
     prefill = opening(prompt_text(tokenizer, render(template, problems[0].problem)))
     golds = scorer(reward, resolve, template, prefill)(

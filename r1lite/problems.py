@@ -27,6 +27,9 @@ NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 class Columns(BaseModel):
     """Which columns of the source are what. `answer_after`: the answer is what follows its last occurrence.
 
+    Prompts without a right answer have `answer: null`. `completion` is what a model is to learn to say, as a text or as
+    messages of a chat, for those who train on it.
+
     `wrong` names the columns of a multiple choice's other options. All are put in an order that follows from `seed` and
     their text, and listed below the problem as A), B), ...; the answer becomes a letter.
     """
@@ -34,7 +37,8 @@ class Columns(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     problem: str = "problem"
-    answer: str = "answer"
+    answer: str | None = "answer"
+    completion: str = "completion"
     answer_after: str | None = None
     wrong: list[str] = Field(default=[], max_length=9)
     seed: int = 0
@@ -139,7 +143,7 @@ def look_at(reference: str) -> None:
 
 def remedy(reference: str) -> str:
     columns = card_of(reference).columns
-    names = ", ".join(["problem", "answer", *columns.wrong])
+    names = ", ".join(["problem", *(["answer"] if columns.answer else []), *columns.wrong])
     marked = f" (with {columns.answer_after} before the answer)" if columns.answer_after else ""
     return f"download it where there is network, or let a file with {names}{marked} stand in: {reference}@FILE.jsonl"
 
@@ -175,26 +179,37 @@ def iterate(reference: str) -> Iterator[Problem]:
 
 def to_problem(row: dict[str, Any], columns: Columns, where: str) -> Problem:
     for column in (columns.problem, columns.answer):
-        if column not in row:
+        if column is not None and column not in row:
             raise ValueError(f"{where} has no column {column!r}; it has: {', '.join(row)} (map them under `columns`)")
-    problem, answer = row[columns.problem], row[columns.answer]
+    problem, answer = row[columns.problem], row[columns.answer] if columns.answer is not None else ""
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = str(answer)
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
     if not isinstance(problem, str) or not problem.strip():
         raise ValueError(f"{where}: the problem is {problem!r}, not a text")
-    if not isinstance(answer, str) or not answer.strip():
+    if not isinstance(answer, str) or (columns.answer is not None and not answer.strip()):
         raise ValueError(f"{where}: the answer is {answer!r}, not a text or number")
     if columns.answer_after is not None:
         _, marker, answer = answer.rpartition(columns.answer_after)
         if not marker or not answer.strip():
             raise ValueError(f"{where}: the answer has nothing after {columns.answer_after!r}")
     others = {key: value for key, value in row.items() if key not in (columns.problem, columns.answer)}
+    if columns.completion in others:
+        others["completion"] = completion_of(others.pop(columns.completion), where)
     if columns.wrong:
         problem, answer = with_options(problem.strip(), answer.strip(), row, columns, where)
         others = {key: value for key, value in others.items() if key not in columns.wrong}
     return Problem(problem.strip(), answer.strip(), others)
+
+
+def completion_of(value: Any, where: str) -> str:
+    """A completion's text; of a chat, the last message."""
+    is_chat = isinstance(value, list) and value and isinstance(value[-1], dict)
+    text = value[-1].get("content") if is_chat else value
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: the completion must be a text or messages whose last has one; got {value!r:.80}")
+    return text
 
 
 def with_options(problem: str, answer: str, row: dict[str, Any], columns: Columns, where: str) -> tuple[str, str]:
@@ -248,7 +263,8 @@ def resolve(reference: str) -> tuple[Source, Card]:
         raise ValueError(f"{path} has no split {split!r}; write {path}#SPLIT with one of: {', '.join(card.splits)}")
     if not stand_in:
         return card.splits[split], card
-    columns = card.columns.model_copy(update={"problem": "problem", "answer": "answer"})
+    answer = "answer" if card.columns.answer else None
+    columns = card.columns.model_copy(update={"problem": "problem", "answer": answer, "completion": "completion"})
     source = Source(file=stand_in, rows=card.splits[split].rows, limit=card.splits[split].limit)
     return source, card.model_copy(update={"columns": columns})
 

@@ -1,5 +1,6 @@
 """Prompt templates, and the one parser of completions that rewards and evaluation share."""
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,21 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
     return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+
+def chat_template(template: str, first: str = "") -> str:
+    """A chat template (Jinja) under which a user's message is the prompt that a text template makes of it.
+
+    An assistant's message is closed by the end token. `first` is what the tokenizer writes before a text of its own
+    accord, such as a `bos_token`; before a chat it does not.
+    """
+    first, before, after = (json.dumps(part) for part in (first, *TEMPLATES[template].split("{problem}")))
+    return (
+        "{{ " + first + " }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ " + before + " + message['content'] + " + after + " }}"
+        "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+        "{% else %}{{ raise_exception('this model knows only messages of user and assistant') }}{% endif %}{% endfor %}"
+    )
 
 
 def parse(completion: str) -> Parsed | None:

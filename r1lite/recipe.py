@@ -1,6 +1,7 @@
 """A recipe: YAML becomes typed stages, or every error at once with its path and what would be valid."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,23 @@ from r1lite import problems as problem_cards
 from r1lite.plugins import load_function
 from r1lite.preflight import Proof, prove
 from r1lite.prompts import TEMPLATES
-from r1lite.stages import base, evaluate, grade, grpo
-from r1lite.stages.config import StageConfig, references
+from r1lite.stages import base, distill, evaluate, grade, grpo, reward_model, sample, select, sft
+from r1lite.stages.config import StageConfig, problem_sets, references, rewards_of
 from r1lite.strict_yaml import did_you_mean, explain, load_yaml, parse_value
 
 KINDS: dict[str, type[StageConfig]] = {
     "base": base.Config,
+    "sft": sft.Config,
     "grpo": grpo.Config,
+    "sample": sample.Config,
+    "select": select.Config,
+    "reward_model": reward_model.Config,
+    "distill": distill.Config,
     "eval": evaluate.Config,
     "grade": grade.Config,
 }
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-FIELDS = ("name", "seed", "prompt", "stages")
+FIELDS = ("name", "after", "seed", "prompt", "stages")
 
 
 class RecipeError(ValueError):
@@ -36,10 +42,15 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in the order in which they run; a stage may refer to those before it as `$name`."""
+    """Stages in the order in which they run; a stage may refer to those before it as `$name`.
+
+    Among them are those of the recipe that it comes `after` which they need, directly or not. `homes` has the name of
+    each stage's own recipe, under which it is kept.
+    """
 
     name: str
     stages: dict[str, StageConfig]
+    homes: dict[str, str]
     source: str  # where it was read from
 
     def parents(self, stage: str) -> list[str]:
@@ -47,8 +58,14 @@ class Recipe:
         return list(dict.fromkeys(value[1:] for value in values if value.startswith("$")))
 
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read and check a recipe; `overrides` are `stages.zero.trainer.max_steps=10`. Raises RecipeError or ValueError."""
+def load_recipe(path: Path, overrides: list[str] | None = None, later: tuple[Path, ...] = ()) -> Recipe:
+    """Read and check a recipe; `overrides` are `stages.zero.trainer.max_steps=10`. Raises RecipeError or ValueError.
+
+    What a recipe comes `after` is read with it, under the same seed and prompt where they are overridden; `later` are
+    the recipes that come after this one.
+    """
+    if path in later:
+        raise ValueError(f"{path} comes after itself, by way of {', '.join(map(str, later))}; take out one `after`")
     if not path.is_file():
         raise ValueError(f"there is no recipe {path} (looked in {Path.cwd()}); recipes/ has those that are shipped")
     data = load_yaml(path)
@@ -56,9 +73,25 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(
             str(path), [f"a recipe is a mapping with the keys {', '.join(FIELDS)}; got {type(data).__name__}"]
         )
+    own: list[str] = []
+    of_others: list[str] = []
     for override in overrides or []:
+        (own if is_own(data, override) else of_others).append(override)
+        if override.startswith(("seed=", "prompt=")):
+            of_others.append(override)
+    for override in own:
         apply_override(data, override)
-    return build_recipe(data, str(path))
+    after = data.pop("after", None)
+    if after is not None and not isinstance(after, str):
+        raise RecipeError(str(path), [f"after: must be the path of a recipe; got {after!r}"])
+    return build_recipe(data, str(path), load_recipe(Path(after), of_others, (*later, path)) if after else None)
+
+
+def is_own(data: dict[str, Any], override: str) -> bool:
+    """Whether an override is about this recipe, and not about a stage of the one that it comes after."""
+    top, _, rest = override.partition("=")[0].partition(".")
+    stages = data.get("stages")
+    return top != "stages" or "after" not in data or (isinstance(stages, dict) and rest.partition(".")[0] in stages)
 
 
 def prove_rewards(recipe: Recipe, stages: list[str]) -> list[Proof]:
@@ -100,7 +133,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         target[last] = value
 
 
-def build_recipe(data: dict[str, Any], source: str) -> Recipe:
+def build_recipe(data: dict[str, Any], source: str, after: Recipe | None = None) -> Recipe:
     faults = [f"{key}: unknown key{did_you_mean(str(key), list(FIELDS))}; valid here: {', '.join(FIELDS)}"
               for key in data if key not in FIELDS]  # fmt: skip
     name, defaults = data.get("name"), {str(key): data[key] for key in ("seed", "prompt") if key in data}
@@ -120,16 +153,33 @@ def build_recipe(data: dict[str, Any], source: str) -> Recipe:
         faults += [f"stages.{fault}" for fault in stage_faults]
         if config:
             stages[stage] = config
-            faults += [f"stages.{stage}.{fault}" for fault in config.faults()]
+            faults += [f"stages.{stage}.{fault}" for fault in [*config.faults(), *misdirected(config)]]
+    before = {name: config for name, config in after.stages.items() if name not in raw} if after else {}
     for stage, config in stages.items():
-        earlier = list(raw)[: list(raw).index(stage)]
+        earlier = [*before, *list(raw)[: list(raw).index(stage)]]
         for path, kind, value in references(config):
-            fault = check_reference(kind, value, raw, stages, earlier)
+            fault = check_reference(config, kind, value, raw, before | stages, earlier)
             if fault:
                 faults.append(f"stages.{stage}.{path}: {fault}")
+    needed = needed_of(after, list(stages.values())) if after else []
+    faults += [f"stages.{stage}: {after.source} has a stage of that name which is needed here; rename this one"
+               for stage in needed if after and stage in raw]  # fmt: skip
     if faults:
         raise RecipeError(source, faults)
-    return Recipe(str(name), stages, source)
+    homes = {stage: after.homes[stage] for stage in needed if after} | dict.fromkeys(stages, str(name))
+    return Recipe(str(name), {stage: before[stage] for stage in needed} | stages, homes, source)
+
+
+def needed_of(after: Recipe, configs: list[StageConfig]) -> list[str]:
+    """The stages of an earlier recipe that these refer to, and those which these need in turn, in their order."""
+    found: set[str] = set()
+    waiting = configs
+    while waiting:
+        names = {value[1:] for config in waiting for _, _, value in references(config) if value.startswith("$")}
+        fresh = (names & set(after.stages)) - found
+        found |= fresh
+        waiting = [after.stages[name] for name in fresh]
+    return [name for name in after.stages if name in found]
 
 
 def build_stage(stage: str, values: Any, defaults: dict[str, Any]) -> tuple[StageConfig | None, list[str]]:
@@ -148,8 +198,16 @@ def build_stage(stage: str, values: Any, defaults: dict[str, Any]) -> tuple[Stag
         return None, explain(error, model, stage)
 
 
+def misdirected(config: StageConfig) -> Iterator[str]:
+    """Rewards that are `about` problems which their stage does not ask."""
+    sets = problem_sets(config)
+    for path, reward in rewards_of(config):
+        for name in (name for name in reward.about or [] if name not in sets):
+            yield f"{path}.about: {name} is none of the stage's problems: {', '.join(sets)}"
+
+
 def check_reference(
-    kind: str, value: str, raw: dict[str, Any], stages: dict[str, StageConfig], earlier: list[str]
+    config: StageConfig, kind: str, value: str, raw: dict[str, Any], stages: dict[str, StageConfig], earlier: list[str]
 ) -> str | None:
     """What is wrong with a reference, if anything; what it refers to is looked at, but not read through."""
     if value.startswith("$"):
@@ -160,10 +218,11 @@ def check_reference(
         elif kind == "rollouts":
             if not value.endswith((".jsonl", ".parquet")):
                 return f"{value} is neither a .jsonl nor a .parquet file"
-            grade.read_rollouts(problem_cards.existing(value))
-        elif kind == "problems":
+            reader = select if isinstance(config, select.Config) else grade
+            reader.read_rollouts(problem_cards.existing(value))
+        elif kind in ("problems", "examples"):
             if models.HUB_ID.fullmatch(value) and not value.endswith((".jsonl", ".parquet", ".yaml", ".yml")):
-                return f"{value} looks like a model, and problems belong here: a card (.yaml#split), .jsonl or .parquet"
+                return f"{value} looks like a model, and {kind} belong here: a card (.yaml#split), .jsonl or .parquet"
             problem_cards.look_at(value)
         else:
             if value.partition("#")[0].endswith((".yaml", ".yml", ".jsonl", ".parquet")):
@@ -182,7 +241,8 @@ def check_stage_reference(
         why = "comes later" if name in raw else "is no stage of this recipe"
         valid = ", ".join("$" + other for other in earlier) or "none, it is the first"
         return f"{value} {why}; a stage may refer to those before it: {valid}"
-    if name in stages and kind != stages[name].PRODUCES:
+    if name in stages and kind not in stages[name].PRODUCES:
         parent = stages[name]
-        return f"{value} is of kind {parent.kind} and makes a {parent.PRODUCES}, but {kind} is meant here"
+        made = " and ".join(parent.PRODUCES)
+        return f"{value} is of kind {parent.kind} and makes {made}, but {kind} is meant here"
     return None

@@ -44,7 +44,8 @@ class Rollout:
     def row(self) -> dict[str, Any]:
         """Flat, one column a reward: `reward/accuracy`."""
         row = asdict(self)
-        return {**row, **{f"reward/{name}": value for name, value in row.pop("rewards").items()}}
+        rewards = row.pop("rewards")
+        return {**row, **{f"reward/{name}": value for name, value in rewards.items()}}
 
 
 def content_id(prefix: str, *parts: str) -> str:
@@ -74,12 +75,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """A table with every column that some row has; where a row lacks one it is null there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kept = list(rows)
+    columns = dict.fromkeys(name for row in kept for name in row)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(list(rows)), partial)
+    pq.write_table(pa.Table.from_pylist([{**dict.fromkeys(columns), **row} for row in kept]), partial)
     partial.replace(path)
 
 

@@ -17,6 +17,7 @@ from r1lite.preflight import Proof
 from r1lite.prompts import final_answer, texts_of
 from r1lite.records import read_rows
 from r1lite.scoring import Scores
+from r1lite.stages.select import funnel_lines
 
 MOST_SHOWN = 20
 REPORTING = ("eval", "grade")  # the kinds of stages that make a report.json
@@ -72,15 +73,62 @@ def number(value: float | None) -> str:
 
 def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
     """The end of a run: what was measured, how long each stage took, and where everything is."""
-    for item in planned:
-        if item.spec.kind in REPORTING:
-            print_results(console, read_json(item.artifact.path / "report.json"))
+    reports = [read_json(item.artifact.path / "report.json") for item in planned if item.spec.kind in REPORTING]
+    for report in reports:
+        print_results(console, report)
     table = new_table("stage", "seconds", "curves (the rest lies beside them)")
     for item in planned:
         took = item.artifact.manifest()["seconds"]
         table.add_row(item.spec.stage, f"{took:.0f}", str(item.artifact.path / "curves.png"))
     console.print(table)
+    if any(result["measures"] for report in reports for result in report["results"]):
+        console.print(models_table(planned, reports))
     console.print(f"All stages are done; this run took {duration(seconds)}.")
+
+
+def models_table(planned: list[Planned], reports: list[dict[str, Any]]) -> Table:
+    """A line a model, as in Table 3 of the R1 paper: all that was measured of it, and what making it has cost.
+
+    Seconds and tokens are of the stage and of those before it that the same recipe has.
+    """
+    results = [result for report in reports for result in report["results"]]
+    sets = list(dict.fromkeys(result["problems"] for result in results))
+    cells: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(result["model"] for result in results)}
+    for place, name in enumerate(sets):
+        for result in (each for each in results if each["problems"] == name):
+            row, head = cells[result["model"]], Path(name.partition("#")[0]).stem
+            row[f"{head} pass@1"] = f"{result['pass@1']:.3f}"
+            row |= {f"{head} {measure}": number(mean) for measure, mean in result["measures"].items()}
+            if not place:
+                row["tokens"] = "" if result["mean_tokens"] is None else f"{result['mean_tokens']:.1f}"
+    costs = {f"${item.spec.stage}": cost for item in planned if (cost := cost_of(item, planned))}
+    for model, row in cells.items():
+        row |= costs.get(model, {})
+    columns = list(dict.fromkeys(name for row in cells.values() for name in row))
+    table = new_table("model", *columns)
+    for model, row in cells.items():
+        table.add_row(escape(model.removeprefix("$")), *(row.get(name, "") for name in columns))
+    return table
+
+
+def cost_of(item: Planned, planned: list[Planned]) -> dict[str, str]:
+    """What it took to make a stage from what its recipe was given: wall time, tokens sampled, tokens learned by SFT."""
+    by_name = {each.spec.stage: each for each in planned if each.spec.recipe == item.spec.recipe}
+    chain, waiting = dict[str, Planned](), [item.spec.stage]
+    while waiting:
+        name = waiting.pop()
+        if name in by_name and name not in chain:
+            chain[name] = by_name[name]
+            waiting += by_name[name].spec.parents
+    manifests = [each.artifact.manifest() for each in chain.values()]
+    sampled, learned = (
+        sum(manifest["result"].get(name, 0) for manifest in manifests) for name in ("tokens_sampled", "tokens_learned")
+    )
+    return {
+        "seconds": f"{sum(manifest['seconds'] for manifest in manifests):,.0f}",
+        "k tokens sampled": f"{sampled / 1000:,.0f}",
+        "k tokens learned": f"{learned / 1000:,.0f}",
+    }
 
 
 def print_results(console: Console, report: dict[str, Any]) -> None:
@@ -179,6 +227,9 @@ def print_stage(console: Console, artifact: Artifact, step: int | None, rows: in
         console.print("not done; the same `r1lite run` goes on from its last checkpoint")
     if spec.kind in REPORTING and artifact.done:
         print_results(console, read_json(artifact.path / "report.json"))
+    if spec.kind == "select" and artifact.done:
+        for line in funnel_lines(read_json(artifact.path / "report.json")):
+            console.print(line, highlight=False)
     metrics = read_metrics(artifact.path / "metrics.jsonl")
     if metrics:
         console.print(metrics_table(metrics))
@@ -199,6 +250,36 @@ def lineage(artifact: Artifact, depth: int = 0) -> list[str]:
     return lines
 
 
+def print_example(console: Console, artifact: Artifact, name: str) -> None:
+    """An example to train on, and the chain that made it: rollout, model, and what that was made from."""
+    if artifact.spec.kind != "select":
+        raise ValueError(f"{artifact.path} is a stage of kind {artifact.spec.kind}; examples are made by `select`")
+    examples = list(read_rows(artifact.path / "examples.parquet"))
+    example = next((row for row in examples if row["id"] == name), None)
+    if example is None:
+        raise ValueError(
+            f"{artifact.path} has no example {name!r}; it has {len(examples)}, such as {examples[0]['id']}"
+        )
+    console.print(f"[bold]example {name}[/] of {artifact.path.resolve().name}", highlight=False)
+    for field in ("problem", "completion", "answer"):
+        console.print(f"  {field}: {example[field]}", markup=False, highlight=False, soft_wrap=True)
+    source = example["rollouts"]
+    if not source.startswith("$"):
+        console.print(f"  from the rollout {example['rollout']} in {source}", highlight=False)
+        return
+    sampled = artifact.parent(source[1:])
+    rollout = next(row for row in read_rows(sampled.path / "rollouts.parquet") if row["id"] == example["rollout"])
+    scores = ", ".join(f"{key[7:]} {value}" for key, value in rollout.items() if key.startswith("reward/"))
+    drawn = f"sample {rollout['sample']} of problem {rollout['problem_id']} with seed {rollout['seed']}"
+    console.print(f"  from the rollout {rollout['id']} in {sampled.path.name}: {drawn}, {scores}", highlight=False)
+    config = sampled.spec.config
+    how = f"temperature {config['temperature']}, top-p {config['top_p']}, prompt {config['prompt']}"
+    model = config["model"] or f"{config['endpoint']['model']} at {config['endpoint']['url']}"
+    console.print(f"  by the model {escape(model)} at {how}", highlight=False)
+    for line in lineage(sampled, 2):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
 def metrics_table(metrics: list[dict[str, Any]]) -> Table:
     """First, middle and last steps; the rest is in metrics.jsonl."""
     wanted = ["reward", "pass_rate", "probe/pass@1", "completions/mean_length", "reflective_words", "loss", "grad_norm"]
@@ -216,10 +297,11 @@ def print_rollouts(console: Console, folder: Path, step: int | None, count: int)
     path = folder / f"step_{step:06d}.parquet" if step is not None else files[-1]
     if not path.exists():
         raise ValueError(f"{folder} has no step {step}; it has {files[0].stem[5:]} to {files[-1].stem[5:]}")
-    rows = sorted(read_rows(path), key=lambda row: -row["advantage"])
+    rows = sorted(read_rows(path), key=lambda row: -(row["advantage"] or 0.0))
     table = new_table("advantage", "rewards", "length", "completion", title=f"rollouts of {path.stem}")
     for row in rows[: -(-count // 2)] + rows[len(rows) - count // 2 :]:
         rewards = ", ".join(f"{key[7:]} {value}" for key, value in row.items() if key.startswith("reward/"))
         cut = " (cut)" if row["truncated"] else ""
-        table.add_row(f"{row['advantage']:+.2f}", rewards, f"{row['length']}{cut}", escape(row["completion"]))
+        advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
+        table.add_row(advantage, rewards, f"{row['length']}{cut}", escape(row["completion"]))
     console.print(table)

@@ -17,6 +17,7 @@ from r1lite.records import Problem
 from r1lite.stages.config import Reward
 
 RewardFunction = Callable[..., Any]  # a list of scores, or a coroutine of one
+SET = "problem_set"  # the column that says which of a stage's problem sets a completion is about
 GIVEN = {"prompts", "completions", "trainer_state", "log_extra", "log_metric"}  # to every reward, besides the columns
 
 
@@ -25,7 +26,8 @@ def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) 
 
     A coroutine function stays one, so that TRL awaits several at once; a class is made an instance with its `args`. The
     function raises ValueError, naming the reward, when it returns anything but one number or None a completion. NaN is
-    None, as in TRL: no score, which neither the total nor the mean counts.
+    None, as in TRL: no score, which neither the total nor the mean counts. That is also what completions get that are
+    about other problems than those that the reward is `about`; the function does not see them.
     """
     function: Any = load_function(reward.use)
     arguments = dict(reward.args)
@@ -34,7 +36,19 @@ def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) 
     if inspect.isclass(function):
         function, arguments = function(**arguments), {}
 
-    def call(completions: list, columns: dict[str, Any]) -> Any:
+    def meant(completions: list, columns: dict[str, Any]) -> list[int]:
+        if reward.about is None:
+            return list(range(len(completions)))
+        return [place for place, name in enumerate(columns[SET]) if name in reward.about]
+
+    def call(completions: list, columns: dict[str, Any], places: list[int]) -> Any:
+        if len(places) < len(completions):
+            per_row = {"completions": completions, **columns}
+            columns = {
+                name: [value[place] for place in places] if isinstance(value, list) else value
+                for name, value in per_row.items()
+            }
+            completions = columns.pop("completions")
         renamed = {name: columns[column] for name, column in reward.columns.items()}
         if reward.messages:
             completions = [messages_of(completion) for completion in completions]
@@ -42,11 +56,17 @@ def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) 
 
     @functools.wraps(function, updated=())
     def scored(completions: list, **columns: Any) -> list[float | None]:
-        return checked(reward.use, call(completions, columns), len(completions))
+        places = meant(completions, columns)
+        return spread(call(completions, columns, places) if places else [], places, len(completions))
 
     @functools.wraps(function, updated=())
     async def scored_later(completions: list, **columns: Any) -> list[float | None]:
-        return checked(reward.use, await call(completions, columns), len(completions))
+        places = meant(completions, columns)
+        return spread(await call(completions, columns, places) if places else [], places, len(completions))
+
+    def spread(scores: Any, places: list[int], count: int) -> list[float | None]:
+        by_place = dict(zip(places, checked(reward.use, scores, len(places)), strict=True))
+        return [by_place.get(place) for place in range(count)]
 
     wrapped = scored_later if is_async(function) else scored
     wrapped.__name__ = reward.name  # what TRL calls it in its metrics
@@ -113,7 +133,8 @@ def as_prompted(prompts: list, texts: list[str]) -> list:
 
 def columns_of(problems: list[Problem], prefill: list[str]) -> dict[str, Any]:
     """What rewards get of their problems besides prompts and completions: lists with an entry a completion."""
-    names = [name for name in problems[0].columns if name not in GIVEN | {"completion_ids"}]
+    named = dict.fromkeys(name for problem in problems for name in problem.columns)
+    names = [name for name in named if name not in GIVEN | {"completion_ids"}]
     columns = {name: [problem.columns.get(name) for problem in problems] for name in names}
     return {**columns, "answer": [problem.answer for problem in problems], "prefill": prefill}
 

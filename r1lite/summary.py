@@ -1,5 +1,6 @@
 """Graded samples of one model on one set of problems become the numbers of a report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from r1lite.protocol import facts, short
 from r1lite.records import write_json
 
 
-def summarize(problems: dict[str, list[Row]], graders: list[str]) -> dict[str, Any]:
-    """The metrics of judged rows, by problem id; the first of `graders` decides what is right.
+def summarize(problems: dict[str, list[Row]], graders: list[str], measures: Sequence[str] = ()) -> dict[str, Any]:
+    """The metrics of judged rows, by problem id; the first of `graders` decides what is right, `measures` only tell.
 
     Every problem has the same number of samples. Shares and means are over samples, None where there is nothing to
     average; tokens are counted with the end token.
@@ -39,6 +40,10 @@ def summarize(problems: dict[str, list[Row]], graders: list[str]) -> dict[str, A
         "graders": {
             **{name: mean_or_none(list(map(float, mine))) for name, mine in verdicts.items()},
             "disagree": sum(len(set(mine)) > 1 for mine in zip(*verdicts.values(), strict=True)),
+        },
+        "measures": {
+            name: mean_or_none([row[f"reward/{name}"] for row in rows if row[f"reward/{name}"] is not None])
+            for name in measures
         },
         "right_by_problem": {name: mine.right for name, mine in zip(problems, votes, strict=True)},
     }

@@ -22,10 +22,10 @@ from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, VLL
 from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.models import end_tokens, load_model, load_tokenizer
 from r1lite.preflight import prove_golds
-from r1lite.problems import load_problems
 from r1lite.prompts import encode, opening, prompt_text, render, text_of
-from r1lite.records import Problem, Rollout, seed_from, write_parquet
+from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import columns_of, grade, load_reward
+from r1lite.stages.config import shares
 from r1lite.training import StageCallback, training_arguments
 
 if TYPE_CHECKING:
@@ -39,13 +39,16 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     """Train `config.model` and write model/, rollouts/ and metrics.jsonl. Returns facts for the manifest."""
     path = stage.resolve(config.model)
     tokenizer = load_tokenizer(path)
-    problems = load_problems(config.problems)
+    sets = [stage.problems(part.use) for part in config.problems]
+    problems = [problem for mine in sets for problem in mine]
     for reward in config.rewards:
-        prove_golds(reward, stage.resolve, config.prompt, tokenizer, problems, config.problems)
+        source = ", ".join(part.use for part in config.problems)
+        prove_golds(reward, stage.resolve, config.prompt, tokenizer, problems, source)
     longest = check_prompts(config, tokenizer, problems)
     arguments = grpo_arguments(config, stage, longest, len(problems))
     n_rollouts = -(-arguments.max_steps // config.steps_per_rollout)
-    order = schedule(len(problems), config.prompts_per_step * config.updates_per_rollout, n_rollouts, config.seed)
+    per_rollout = shares(config.prompts_per_step * config.updates_per_rollout, [part.share for part in config.problems])
+    order = mixed_schedule([len(mine) for mine in sets], per_rollout, n_rollouts, config.seed)
     model = load_model(path, "float32")
     trainer = RolloutTrainer(
         config,
@@ -64,7 +67,12 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     callback.train(trainer)
     trainer.engine.close()
     draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: GRPO")
-    return {"steps": arguments.max_steps, "engine": trainer.engine.name, "last": callback.last}
+    return {
+        "steps": arguments.max_steps,
+        "engine": trainer.engine.name,
+        "tokens_sampled": tokens_sampled(stage.path / "rollouts"),
+        "last": callback.last,
+    }
 
 
 class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -75,7 +83,7 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
     def __init__(self, config: "Config", stage: "Stage", **arguments: Any) -> None:
         super().__init__(**arguments)
         self.config, self.stage = config, stage
-        self.probed = load_problems(config.probe.problems, config.probe.limit) if config.probe else []
+        self.probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
         self.seconds: dict[str, float] = {}
         self.sampled: list[Completion] = []
         self.synced_step = 0
@@ -156,18 +164,20 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         self.engine.sync(self.accelerator.unwrap_model(self.model))
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
         groups = self.engine.generate(prompts, probe.samples, sampling)
-        reward = load_reward(self.config.rewards[0], self.stage.resolve)
+        everywhere = self.config.rewards[0].model_copy(update={"about": None})
+        reward = load_reward(everywhere, self.stage.resolve)
         _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
         return fmean(score or 0.0 for score in scores)
 
 
 def measure(kept: list[Rollout], right_by: str) -> dict[str, float | None]:
-    """What figures 2 and 3 of the R1 paper show, and more: right and wrong go by the recipe's first reward."""
-    right = [(row.rewards[right_by] or 0.0) >= 1.0 for row in kept]
+    """What figures 2 and 3 of the R1 paper show, and more: right and wrong go by the recipe's first reward, where it
+    gives a score."""
+    judged = [(row, score >= 1.0) for row in kept if (score := row.rewards[right_by]) is not None]
     return {
-        "pass_rate": fmean(right),
-        "length/right": mean_or_none([float(row.length) for row, ok in zip(kept, right, strict=True) if ok]),
-        "length/wrong": mean_or_none([float(row.length) for row, ok in zip(kept, right, strict=True) if not ok]),
+        "pass_rate": mean_or_none([float(right) for _, right in judged]),
+        "length/right": mean_or_none([float(row.length) for row, right in judged if right]),
+        "length/wrong": mean_or_none([float(row.length) for row, right in judged if not right]),
         "reflective_words": fmean(reflective_words(row.completion) for row in kept),
     }
 
@@ -213,6 +223,23 @@ def schedule(n_problems: int, per_rollout: int, n_rollouts: int, seed: int) -> l
         permutation = rng.sample(range(n_problems), n_problems)
         order += permutation[: n_problems // per_rollout * per_rollout]
     return order[: n_rollouts * per_rollout]
+
+
+def mixed_schedule(sizes: list[int], per_rollout: list[int], n_rollouts: int, seed: int) -> list[int]:
+    """Indices into sets of problems laid one after the other, of each set so many a rollout, each in its own order."""
+    orders = [schedule(size, count, n_rollouts, seed) for size, count in zip(sizes, per_rollout, strict=True)]
+    first = [sum(sizes[:place]) for place in range(len(sizes))]
+    return [
+        start + index
+        for rollout in range(n_rollouts)
+        for start, order, count in zip(first, orders, per_rollout, strict=True)
+        for index in order[rollout * count : (rollout + 1) * count]
+    ]
+
+
+def tokens_sampled(rollouts: Path) -> int:
+    """All tokens of a stage's rollouts, before an interruption and since."""
+    return sum(row["length"] for file in rollouts.glob("*.parquet") for row in read_rows(file))
 
 
 def to_dataset(config: "Config", tokenizer: Any, problems: list[Problem]) -> Dataset:

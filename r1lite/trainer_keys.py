@@ -13,6 +13,9 @@ from r1lite.strict_yaml import did_you_mean
 
 SOURCES = {
     "GRPOConfig": ("trl", "trainer/grpo_config.py"),
+    "SFTConfig": ("trl", "trainer/sft_config.py"),
+    "DistillationConfig": ("trl", "trainer/distillation_config.py"),
+    "RewardConfig": ("trl", "trainer/reward_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "TrainingArguments": ("transformers", "training_args.py"),
 }

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,20 @@ from r1lite import __version__, models
 from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import say
 from r1lite.pool import end_with_parent
+from r1lite.problems import load_problems
 from r1lite.recipe import KINDS
-from r1lite.stages import base, evaluate, grade, grpo
+from r1lite.records import Problem, read_rows
+from r1lite.rubric import SET
+from r1lite.stages import base, distill, evaluate, grade, grpo, reward_model, sample, select, sft
 
 RUN: dict[str, Callable[..., dict[str, Any]]] = {
     "base": base.run,
+    "sft": sft.run,
     "grpo": grpo.run,
+    "sample": sample.run,
+    "select": select.run,
+    "reward_model": reward_model.run,
+    "distill": distill.run,
     "eval": evaluate.run,
     "grade": grade.run,
 }
@@ -44,6 +52,21 @@ class Stage:
         path = models.locate(reference, download=True)
         assert path is not None
         return path
+
+    def table(self, reference: str, kind: str) -> Path:
+        """The file of an earlier stage's "problems", "examples" or "rollouts"; another reference as it is."""
+        if reference.startswith("$"):
+            return Artifact(self.path).parent(reference[1:]).path / f"{kind}.parquet"
+        return Path(reference)
+
+    def problems(self, reference: str, limit: int | None = None) -> list[Problem]:
+        """The problems behind a reference; each says in its column `problem_set` where it is from."""
+        if reference.startswith("$"):
+            rows = list(read_rows(self.table(reference, "problems")))[:limit]
+            problems = [Problem(row.pop("problem"), row.pop("answer"), row) for row in rows]
+        else:
+            problems = load_problems(reference, limit)
+        return [replace(problem, columns={**problem.columns, SET: reference}) for problem in problems]
 
 
 def main(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Make data/tiny_base from the newest run of recipes/tiny/base.yaml: the weights, and a card with what was measured.
+"""Make data/tiny_base and data/tiny_student from the newest run of recipes/tiny/base.yaml: weights, and a card each.
 
 python scripts/ship_base.py [--runs runs]
 """
@@ -19,14 +19,14 @@ pass@1: {pass_at_1:.4f}
 pass@16: {pass_at_16:.4f}
 mean_length: {mean_length:.2f}
 ---
-# tiny_base
+# {name}
 
-The base model of the tiny world: {parameters:,} parameters (Qwen3 shape, 4 layers of 128), one token a symbol,
-pre-trained from scratch in {minutes:.0f} minutes on {device} on {documents:,} documents of
-[`data/chain.py`](../chain.py).
+{role} of the tiny world: {parameters:,} parameters (Qwen3 shape, {layers} layers of {width}), one token
+a symbol, pre-trained from scratch in {minutes:.0f} minutes on {device} on {documents:,} documents
+of [`data/chain.py`](../chain.py) and [`data/courtesy.py`](../courtesy.py).
 
 ```sh
-make base                      # recipes/tiny/base.yaml, stage `base` with the key {key}
+make base                      # recipes/tiny/base.yaml, stage `{stage}` with the key {key}
 python scripts/ship_base.py    # copies the model here and writes this card
 ```
 
@@ -39,26 +39,38 @@ top-p 1: pass@1 {pass_at_1:.3f}, pass@16 {pass_at_16:.3f}, mean length {mean_len
 
 It answers at once half of the time, which is a guess among six digits. When it tries, it mostly answers the first digit
 that it tried, fitting or not. It knows how to search until a digit fits, and seldom does: that is what RL amplifies.
+Of the documents that think, two fifths speak English, one fifth Chinese, and two fifths mix both within one thought.
 """
+ROLES = {"base": "The base model", "student": "The student base"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make data/tiny_base from the newest run of recipes/tiny/base.yaml")
+    parser = argparse.ArgumentParser(description="Ship the models of the newest run of recipes/tiny/base.yaml")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     latest = parser.parse_args().runs / "base" / "latest"
-    base, report = Artifact(latest / "base"), Artifact(latest / "report")
-    (result,) = read_json(report.path / "report.json")["results"]
-    rows = [row for part in report.path.glob("samples/*.parquet") for row in read_rows(part)]
-    target = Path("data/tiny_base")
+    report = Artifact(latest / "report")
+    results = {result["model"]: result for result in read_json(report.path / "report.json")["results"]}
+    for stage in ROLES:
+        rows = [row for part in report.path.glob(f"samples/{stage}-*.parquet") for row in read_rows(part)]
+        ship(Artifact(latest / stage), results[f"${stage}"], rows)
+
+
+def ship(base: Artifact, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    stage, manifest, config = base.spec.stage, base.manifest(), base.spec.config
+    target = Path(f"data/tiny_{stage}")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(base.model, target)
-    manifest = base.manifest()
     card = CARD.format(
         key=base.spec.key,
+        name=target.name,
+        stage=stage,
+        role=ROLES[stage],
+        layers=config["model"]["num_hidden_layers"],
+        width=config["model"]["hidden_size"],
         parameters=manifest["result"]["parameters"],
         minutes=manifest["seconds"] / 60,
         device=manifest["device"],
-        documents=base.spec.config["documents"],
+        documents=config["documents"],
         n_problems=result["n_problems"],
         n_samples=result["n_samples"],
         pass_at_1=result["pass@1"],

@@ -1,5 +1,6 @@
 """Pre-training of a small causal LM from scratch on a generated corpus, for where no weights can be downloaded."""
 
+import random
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -9,7 +10,7 @@ from pydantic import Field
 from r1lite.observe import say
 from r1lite.plugins import load_function, load_module
 from r1lite.prompts import render
-from r1lite.stages.config import FunctionReference, StageConfig
+from r1lite.stages.config import FunctionReference, StageConfig, Strict, shares
 from r1lite.trainer_keys import check_trainer
 
 if TYPE_CHECKING:
@@ -31,15 +32,23 @@ OWNED = {
 }
 
 
+class Writer(Strict):
+    """What writes documents: called with `count` and `seed` it yields rows of `problem` and `completion`."""
+
+    use: FunctionReference = Field(description="name a function, such as data/chain.py:documents")
+    share: float = Field(1.0, gt=0)
+
+
 class Config(StageConfig):
-    """`corpus` is called with `count` and `seed` and yields rows of `problem` and `completion`; the prompt template
-    joins them. The tokenizer has one token for each string in `TOKENS` beside it. `model` holds Qwen3Config's keys.
+    """The corpus is written by several hands, each with its share of the documents; the prompt template joins a
+    document's problem and completion. The tokenizer has one token for each string in the `TOKENS` beside the functions.
+    `model` holds Qwen3Config's keys.
     """
 
-    PRODUCES: ClassVar[str] = "model"
+    PRODUCES: ClassVar[tuple[str, ...]] = ("model",)
 
     kind: Literal["base"]
-    corpus: FunctionReference
+    corpus: list[Writer] = Field(min_length=1, description="what writes the documents, each with its share")
     documents: int = Field(gt=0, description="how many documents the corpus has; each is seen once")
     documents_per_step: int = Field(gt=0, description="how many documents an optimizer step learns from")
     micro_batch: int | None = Field(None, gt=0)
@@ -61,7 +70,8 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     from r1lite.curves import draw_training
     from r1lite.training import StageCallback, training_arguments
 
-    tokenizer = build_tokenizer(load_module(config.corpus.rpartition(":")[0]).TOKENS)
+    modules = [load_module(writer.use.rpartition(":")[0]) for writer in config.corpus]
+    tokenizer = build_tokenizer(list(dict.fromkeys(token for module in modules for token in module.TOKENS)))
     dataset = build_dataset(config, tokenizer)
     set_seed(config.seed)  # before the weights are drawn
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -117,7 +127,13 @@ def build_dataset(config: Config, tokenizer: Any) -> Any:
     from r1lite.engines import chunks
 
     say(f"  writing {config.documents:,} documents")
-    rows = load_function(config.corpus)(count=config.documents, seed=config.seed)
+    counts = shares(config.documents, [writer.share for writer in config.corpus])
+    rows = [
+        row
+        for writer, count in zip(config.corpus, counts, strict=True)
+        for row in load_function(writer.use)(count=count, seed=config.seed)
+    ]
+    random.Random(f"corpus/{config.seed}").shuffle(rows)
     texts = [render(config.prompt, row["problem"]) + row["completion"] + tokenizer.eos_token for row in rows]
     steps = chunks(tokenizer(texts).input_ids, config.documents_per_step)
     return Dataset.from_dict({"input_ids": [ids for step in steps for ids in sorted(step, key=len)]})

@@ -2,10 +2,8 @@
 
 import re
 import shutil
-import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,24 +12,22 @@ from pydantic import Field
 
 from r1lite import protocol
 from r1lite.judging import ACCURACY, CHOICE, Judge, Row, is_right
-from r1lite.observe import Progress, say
 from r1lite.preflight import prove_golds
-from r1lite.problems import card_of, load_problems
-from r1lite.prompts import encode, opening, prompt_text, render
-from r1lite.records import Problem, digest, read_rows, seed_from, write_parquet
+from r1lite.problems import card_of
+from r1lite.records import Problem, digest, write_parquet
 from r1lite.rubric import Asked
+from r1lite.sampling import Task, from_engine, put, sample_missing
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
 from r1lite.summary import summarize, write_report
 
 if TYPE_CHECKING:
-    from r1lite.engines import Finished
     from r1lite.worker import Stage
 
 
 class Config(StageConfig):
     """The decoding defaults are the paper's: temperature 0.6, top-p 0.95."""
 
-    PRODUCES: ClassVar[str] = "report"
+    PRODUCES: ClassVar[tuple[str, ...]] = ("report",)
 
     kind: Literal["eval"]
     models: list[ModelReference] = Field(min_length=1, description="what to evaluate: $stage, a directory or a hub id")
@@ -42,6 +38,7 @@ class Config(StageConfig):
     temperature: float = Field(0.6, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
     reward: Reward | None = Field(None, description="what is right; by default choice or accuracy, as the card needs")
+    measures: list[Reward] = Field([], description="more rewards, whose means over the samples are told")
     engine: EngineName = "auto"
 
     def faults(self) -> Iterator[str]:
@@ -50,7 +47,7 @@ class Config(StageConfig):
                 yield f"{path}: {value} is there twice"
         for name in self.problems:
             with suppress(ValueError):  # of a wrong reference, which is told for itself
-                if self.samples is None and card_of(name).samples is None:
+                if self.samples is None and (name.startswith("$") or card_of(name).samples is None):
                     yield f"samples: {name} does not say how many a problem are usual; state `samples` (--samples)"
 
 
@@ -63,23 +60,14 @@ class ProblemSet:
     samples: int
     grader: Reward
 
-
-@dataclass(frozen=True)
-class Task:
-    """One problem of one set as it is put to one model."""
-
-    source: ProblemSet
-    asked: Asked
-    ids: list[int]
-
     @property
-    def key(self) -> tuple[str, str]:
-        return self.source.name, self.asked.problem.id
+    def has_golds(self) -> bool:
+        return any(problem.answer for problem in self.problems)
 
 
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """report.json: {"protocol": {...}, "results": [one object for each model and set of problems]}."""
-    sets = [load_set(config, name) for name in config.problems]
+    sets = [load_set(config, stage, name) for name in config.problems]
     how = stated_protocol(config, sets, {model: stage.resolve(model) for model in config.models})
     results = [result for model in config.models for result in evaluate_model(config, stage, model, sets)]
     summary = write_report(stage.path, how, results)
@@ -87,14 +75,13 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     return summary
 
 
-def load_set(config: Config, name: str) -> ProblemSet:
-    card = card_of(name)
-    samples = config.samples or card.samples
+def load_set(config: Config, stage: "Stage", name: str) -> ProblemSet:
+    card = None if name.startswith("$") else card_of(name)
+    samples = config.samples or (card.samples if card else None)
     assert samples is not None, "a fault of the config"
-    is_choice = card.answers is not None and card.answers.kind == "choice"
-    return ProblemSet(
-        name, load_problems(name, config.limit), samples, config.reward or (CHOICE if is_choice else ACCURACY)
-    )
+    is_choice = card is not None and card.answers is not None and card.answers.kind == "choice"
+    grader = config.reward or (CHOICE if is_choice else ACCURACY)
+    return ProblemSet(name, stage.problems(name, config.limit), samples, grader)
 
 
 def stated_protocol(config: Config, sets: list[ProblemSet], models: dict[str, Path]) -> dict[str, Any]:
@@ -117,96 +104,37 @@ def evaluate_model(config: Config, stage: "Stage", model: str, sets: list[Proble
     from r1lite.models import load_tokenizer
 
     tokenizer = load_tokenizer(stage.resolve(model))
-    tasks = [put(config, tokenizer, source, problem) for source in sets for problem in source.problems]
-    judges = {source.name: Judge(source.grader, stage.resolve) for source in sets}
+    tasks = [
+        put(config.prompt, tokenizer, source.name, problem, source.samples)
+        for source in sets
+        for problem in source.problems
+    ]
+    judges = {source.name: Judge(source.grader, stage.resolve, source.has_golds, config.measures) for source in sets}
     for source in sets:
         prove_golds(source.grader, stage.resolve, config.prompt, tokenizer, source.problems, source.name)
-    rows = sample_missing(config, stage, model, tokenizer, tasks, judges)
+    by_key = {task.key: task for task in tasks}
+    rows = sample_missing(
+        model,
+        stage.path / "parts" / slug(model),
+        tasks,
+        from_engine(config, config.engine, stage.resolve(model), tokenizer),
+        lambda rows: judge_rows(rows, by_key, judges),
+        lambda row: is_right(row, judges[row["problems"]].reward.name),
+    )
     results = []
     for source in sets:
-        judge, asked = judges[source.name], {task.key[1]: task.asked for task in tasks if task.source is source}
+        judge, asked = judges[source.name], {task.key[1]: task.asked for task in tasks if task.source == source.name}
         mine: dict[str, list[Row]] = {name: [] for name in asked}
         for row in rows:
             if row["problems"] == source.name:
                 mine[row["id"]].append(row)
-        summary = summarize(mine, judge.names)
+        summary = summarize(mine, judge.names, [measure.name for measure in config.measures])
         summary["graders"] |= judge.counts
         budgets = by_budget(judge, asked, mine, tokenizer, config.max_tokens)
         results.append({"model": model, "problems": source.name, **summary, "pass@1_by_budget": budgets})
         kept = (row for each in mine.values() for row in each)
         write_parquet(stage.path / "samples" / f"{slug(model, source.name)}.parquet", kept)
     return results
-
-
-def put(config: Config, tokenizer: Any, source: ProblemSet, problem: Problem) -> Task:
-    prompt = render(config.prompt, problem.problem)
-    return Task(source, Asked(problem, prompt, opening(prompt_text(tokenizer, prompt))), encode(tokenizer, prompt))
-
-
-def sample_missing(
-    config: Config, stage: "Stage", model: str, tokenizer: Any, tasks: list[Task], judges: dict[str, Judge]
-) -> list[Row]:
-    """All judged samples of a model: those that an interrupted run has left, and the missing ones.
-
-    What the engine hands over is written before it is judged, a part file at a time, so a crash costs little.
-    """
-    from r1lite.engines import Request, Sampling
-    from r1lite.fleet import open_engine
-
-    folder = stage.path / "parts" / slug(model)
-    rows = [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
-    by_key = {task.key: task for task in tasks}
-    judge_rows(rows, by_key, judges)
-    taken = Counter((row["problems"], row["id"]) for row in rows)
-    missing = [task for task in tasks if taken[task.key] < task.source.samples]
-    progress = Progress(sum(task.source.samples for task in tasks), len(rows))
-    say(f"  {model}: {progress.total - progress.done} samples to make, {progress.done} are there")
-    if not missing:
-        return rows
-    # vLLM's stream of random numbers would repeat itself for the samples that an interrupted run has left.
-    seed = seed_from(f"{config.seed}/{len(rows)}")
-    longest = max(len(task.ids) for task in tasks) + config.max_tokens
-    requests = [Request(task.ids, task.source.samples - taken[task.key]) for task in missing]
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=config.seed)
-    with closing(open_engine(config.engine, stage.resolve(model), tokenizer, longest, seed)) as engine:
-        start, tokens = time.monotonic(), 0
-        for number, finished in enumerate(engine.stream(requests, sampling), len(list(folder.glob("part_*")))):
-            fresh = to_rows(finished, missing, taken, tokenizer)
-            write_parquet(folder / f"part_{number:06d}.parquet", fresh)
-            judge_rows(fresh, by_key, judges)
-            rows += fresh
-            tokens += sum(row["tokens"] for row in fresh)
-            progress.advance(len(fresh))
-            right = sum(is_right(row, judges[row["problems"]].reward.name) for row in rows) / len(rows)
-            speed = f"{tokens / (time.monotonic() - start):,.0f} tokens/s"
-            say(f"  {progress.done}/{progress.total} samples  right {right:.3f}  {speed}  ETA {progress.eta()}")
-    return rows
-
-
-def to_rows(finished: list["Finished"], tasks: list[Task], taken: Counter, tokenizer: Any) -> list[Row]:
-    """Samples as they are kept; each gets the next number of its problem."""
-    rows = []
-    for each in finished:
-        task = tasks[each.index]
-        texts = tokenizer.batch_decode([c.token_ids for c in each.completions], skip_special_tokens=True)
-        for completion, text in zip(each.completions, texts, strict=True):
-            rows.append(
-                {
-                    "problems": task.source.name,
-                    "id": task.asked.problem.id,
-                    "problem": task.asked.problem.problem,
-                    "prefill": task.asked.prefill,
-                    "sample": taken[task.key],
-                    "seed": each.seed,
-                    "completion": text,
-                    "token_ids": completion.token_ids,
-                    "tokens": len(completion.token_ids),
-                    "finish_reason": "length" if completion.truncated else "stop",
-                    "answer": task.asked.problem.answer,
-                }
-            )
-            taken[task.key] += 1
-    return rows
 
 
 def judge_rows(rows: list[Row], tasks: dict[tuple[str, str], Task], judges: dict[str, Judge]) -> None:

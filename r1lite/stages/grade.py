@@ -22,7 +22,7 @@ OURS = ("problem", "id", "answer", "completion", "completions", "tokens", "finis
 
 
 class Config(StageConfig):
-    PRODUCES: ClassVar[str] = "report"
+    PRODUCES: ClassVar[tuple[str, ...]] = ("report",)
 
     kind: Literal["grade"]
     rollouts: list[RolloutsReference] = Field(
@@ -36,7 +36,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     results, sets = [], {}
     for number, name in enumerate(config.rollouts):
         judge = Judge(config.reward, stage.resolve)
-        problems, rows = read_rollouts(Path(name))
+        problems, rows = read_rollouts(stage.table(name, "rollouts"))
         prove_golds(config.reward, stage.resolve, "plain", None, list(problems.values()), name)
         judge_rollouts(judge, problems, rows)
         results.append({"model": name, "problems": name, **summarize(rows, judge.names)})

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from r1lite.stages.config import (
     EngineName,
+    Mixture,
     ModelReference,
     ProblemsReference,
     Reward,
@@ -62,14 +63,15 @@ class Config(StageConfig):
     """Batches are stated globally: one optimizer step learns from `prompts_per_step` x `generations` completions.
 
     `updates_per_rollout` optimizer steps share one rollout of that many times the prompts (R1-Zero: 16).
-    `micro_batch` completions go through the model at once; where it is absent it follows from the hardware.
+    `micro_batch` completions go through the model at once; where it is absent it follows from the hardware. Of several
+    sets of `problems` each step asks the same share, and a reward may be `about` some of them only.
     """
 
-    PRODUCES: ClassVar[str] = "model"
+    PRODUCES: ClassVar[tuple[str, ...]] = ("model",)
 
     kind: Literal["grpo"]
     model: ModelReference
-    problems: ProblemsReference
+    problems: Mixture = Field(description="what is asked: card.yaml#split, $stage or a file; or a list of {use, share}")
     rewards: list[Reward] = Field(min_length=1)
     prompts_per_step: int = Field(gt=0, description="how many different problems an optimizer step learns from")
     generations: int = Field(gt=1, description="completions per problem, the group of GRPO")
