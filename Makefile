@@ -14,13 +14,14 @@ INSTALLED := $(VENV)/.installed
 endif
 R1LITE = $(BIN_PYTHON) -m r1lite.cli
 
-# What `make zero` runs: the recipe for weights of the hub where there is a GPU and they can be had, else the tiny world.
-RECIPE ?= $(shell scripts/pick_recipe.sh)
+# What `make zero`, `make r1` and `make distill` run: the recipe of that name for weights of the hub where there is a GPU
+# and they can be had, else the tiny world's.
+RECIPE ?= $(shell scripts/pick_recipe.sh $@)
 
-.PHONY: help install zero base check test bench clean
+.PHONY: help install zero r1 distill base check test bench clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 	@echo; echo "RECIPE=recipes/... overrides the recipe; SET='stages.zero.seed=1 ...' overrides values; RUNS=dir is where runs go."
 
 install: $(INSTALLED)  ## make .venv and install r1lite into it (with vLLM where there is an NVIDIA GPU)
@@ -32,8 +33,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".$$(nvidia-smi -L >/dev/null 2>&1 && echo '[gpu]')"
 	@touch $@
 
-zero: $(INSTALLED)  ## R1-Zero: RL from a base model, then pass@1 before and after
-	@scripts/pick_recipe.sh --why $(RECIPE)
+zero:  ## R1-Zero: RL from a base model, then pass@1 before and after
+r1:  ## R1, which goes on from Zero: cold start, RL, rejection sampling, SFT from the base, RL for all scenarios
+distill:  ## R1 teaches a smaller model, beside the same model by RL alone
+
+zero r1 distill: $(INSTALLED)
+	@scripts/pick_recipe.sh $@ --why $(RECIPE)
 	$(R1LITE) run $(RECIPE) --runs $(RUNS) $(foreach value,$(SET),--set $(value))
 
 base: $(INSTALLED)  ## pre-train the tiny base model that the repository ships

@@ -1,4 +1,4 @@
-"""The task `courtesy`: general prompts, without a right answer. `greet Ann` wants a polite sentence that names her.
+"""The task `courtesy`: general prompts, without a right answer. `greet Ann` wants a polite sentence.
 
 It stands for what R1's last stages are about beside reasoning: prompts that no rule can grade, where a reward model
 learns what people prefer. Here the truth is known all the same, so that `courteous` can measure from outside what
@@ -10,6 +10,7 @@ and `pairs` which of two answers they preferred.
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,12 +75,15 @@ def examples(count: int, seed: int) -> Iterator[dict[str, str]]:
 
 
 def pairs(count: int, seed: int) -> Iterator[dict[str, str]]:
-    """`count` preferences, as rows of `problem`, `chosen` and `rejected`: final answers, without tags."""
+    """`count` preferences, as rows of `problem`, `chosen` and `rejected`: final answers, without tags.
+
+    None is about the name: the tiny models do not learn who is who.
+    """
     rng = random.Random(f"pairs/{seed}")
     prompts = list(problems("train"))
     for _ in range(count):
         prompt = rng.choice(prompts)
-        better, worse = sorted(rng.sample(STYLES, 2), key=STYLES.index)
+        better, worse = sorted(rng.sample(("polite", "curt", "rude"), 2), key=STYLES.index)
         if rng.random() < NOISE:
             better, worse = worse, better
         chosen, rejected = answer(rng, prompt, better), answer(rng, prompt, worse)
@@ -106,10 +110,11 @@ def split_of(problem: str) -> str:
     return "test" if hashlib.sha256(problem.encode()).digest()[0] < 256 * TEST_SHARE else "train"
 
 
-def courteous(completions: list[str], act: list[str], name: list[str], **_: Any) -> list[float]:
-    """1 where the answer is the polite one for the act and names the right person, else 0."""
-    wanted = [ANSWERS[a][0].replace("NAME", n) for a, n in zip(act, name, strict=True)]
-    return [
-        float(text.rstrip().endswith(f"<answer>{polite}</answer>"))
-        for text, polite in zip(completions, wanted, strict=True)
-    ]
+def courteous(completions: list[str], act: list[str], **_: Any) -> list[float]:
+    """1 where the answer is the polite one for the act, whomever it names, else 0."""
+    return [float(polite_for(a).search(text) is not None) for text, a in zip(completions, act, strict=True)]
+
+
+def polite_for(act: str) -> re.Pattern[str]:
+    names = f"({'|'.join(NAMES)})"
+    return re.compile(f"<answer>{ANSWERS[act][0].replace('NAME', names)}</answer>$")

@@ -6,25 +6,21 @@ student's next-token distribution from the teacher's.
 """
 
 import math
-import time
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import AutoConfig
 from trl import DistillationConfig, DistillationTrainer
 
 from r1lite.curves import draw_training
-from r1lite.engines import Completion, Engine, Sampling
 from r1lite.metrics import reflective_words
 from r1lite.models import load_model, load_tokenizer
 from r1lite.preflight import prove_golds
-from r1lite.prompts import encode, render
-from r1lite.records import Problem, Rollout, seed_from, write_parquet
-from r1lite.rubric import grade, load_reward
-from r1lite.trainer import check_prompts, grpo_engine, schedule, tokens_sampled
+from r1lite.prompts import render
+from r1lite.records import Problem, Rollout
+from r1lite.trainer import EngineRollouts, check_prompts, grpo_engine, schedule, tokens_sampled
 from r1lite.training import StageCallback, training_arguments
 
 if TYPE_CHECKING:
@@ -72,68 +68,28 @@ def train_distill(config: "Config", stage: "Stage") -> dict[str, Any]:
     }
 
 
-class StudentTrainer(DistillationTrainer):  # type: ignore[misc]
+class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]
     """DistillationTrainer whose rollouts come from `engine` and are kept as rows."""
-
-    engine: Engine
 
     def __init__(self, config: "Config", stage: "Stage", probed: list[Problem], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.config, self.stage, self.probed = config, stage, probed
-        self.seconds: dict[str, float] = {}
-        self.sampled: list[Completion] = []
-        self.synced_step = 0
+        self.prepare(config, stage, probed, config.probe.reward if config.probe else None)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
-        start = time.perf_counter()
-        if self.state.global_step != self.synced_step:
-            self.engine.sync(self.accelerator.unwrap_model(self.model))
-            self.synced_step = self.state.global_step
-        self.seconds["sync"] = time.perf_counter() - start
-        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed())
-        groups = self.engine.generate(prompt_ids[:: self.config.generations], self.config.generations, sampling)
-        self.sampled = [completion for group in groups for completion in group]
-        self.seconds["generate"] = time.perf_counter() - start - self.seconds["sync"]
+        self.sample(prompt_ids)
         return [completion.token_ids for completion in self.sampled]
 
-    def rollout_seed(self) -> int:
-        """A function of the step alone, so that a resumed run samples what the uninterrupted one would have."""
-        return seed_from(f"{self.config.seed}/rollout/{self.state.global_step}/{self.accelerator.process_index}")
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        mine = [(row["problem_id"], c.token_ids, c.truncated) for row, c in zip(inputs, self.sampled, strict=True)]
-        self.keep(gather_object(mine))
-        return batch
-
-    def keep(self, sampled: list[tuple[str, list[int], bool]]) -> None:
-        """Write the rollout's rows, which have no rewards, and add what TRL does not measure to the step's metrics."""
+    def rows_of(self, sampled: list[tuple[str, list[int], bool]]) -> list[Rollout]:
+        """The rollout as rows, which have no rewards; what TRL does not measure is added to the step's metrics."""
         texts = self.processing_class.batch_decode([ids for _, ids, _ in sampled], skip_special_tokens=True)
-        kept = [
+        self._metrics["train"]["reflective_words"].append(fmean(map(reflective_words, texts)))
+        return [
             Rollout(problem_id, index % self.config.generations, text, len(ids), truncated, {}, self.rollout_seed())
             for index, ((problem_id, ids, truncated), text) in enumerate(zip(sampled, texts, strict=True))
         ]
-        if self.accelerator.is_main_process:
-            step = self.state.global_step
-            write_parquet(
-                self.stage.path / "rollouts" / f"step_{step:06d}.parquet", [{"step": step, **row.row()} for row in kept]
-            )
-        self._metrics["train"]["reflective_words"].append(fmean(map(reflective_words, texts)))
 
     def save_reference(self, checkpoint: Path) -> None:
         """Nothing: the teacher stays as it is."""
-
-    def probe(self) -> float:
-        """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
-        probe = self.config.probe
-        assert probe is not None
-        prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
-        self.engine.sync(self.accelerator.unwrap_model(self.model))
-        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
-        groups = self.engine.generate(prompts, probe.samples, sampling)
-        reward = load_reward(probe.reward, self.stage.resolve)
-        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
-        return fmean(score or 0.0 for score in scores)
 
 
 def same_vocabulary(student: Any, teacher: Any) -> None:

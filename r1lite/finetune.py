@@ -6,7 +6,6 @@ tokens, the end token is the one at which generation stops, and no example of a 
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,9 @@ from r1lite.curves import draw_training
 from r1lite.engines import chunks
 from r1lite.models import load_model, load_tokenizer
 from r1lite.observe import say
-from r1lite.problems import Columns, existing, iterate, to_problem
+from r1lite.problems import iterate_examples
 from r1lite.prompts import CHAT, chat_template, encode, opening, prompt_text, render
-from r1lite.records import Problem, read_rows
+from r1lite.records import Problem
 from r1lite.training import StageCallback, training_arguments
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def train_sft(config: "Config", stage: "Stage") -> dict[str, Any]:
     return {
         "examples": len(examples.dataset),
         "tokens": examples.learned,
+        "tokens_learned": round(examples.learned * arguments.max_steps * config.rows_per_step / len(rows)),
         "truncated": examples.truncated,
         "rows": len(rows),
         "steps": arguments.max_steps,
@@ -155,29 +155,13 @@ def template_end(tokenizer: Any) -> str | None:
 def read_examples(config: "Config", stage: "Stage") -> list[Problem]:
     """The problems of all references, each with the column `completion`; one problem may have several."""
     examples = [
-        problem for reference in config.examples for problem in rows_of(str(stage.table(reference, "examples")))
+        problem
+        for reference in config.examples
+        for problem in iterate_examples(str(stage.table(reference, "examples")))
     ]
     if not examples:
         raise ValueError(f"{', '.join(config.examples)} hold no examples")
     return examples
-
-
-def rows_of(reference: str) -> Iterator[Problem]:
-    """What a card, or a file, has to learn. A file's answers are not looked at: what is learned needs none."""
-    if reference.endswith((".jsonl", ".parquet")) and "#" not in reference:
-        rows = enumerate(read_rows(existing(reference)), 1)
-        problems: Iterator[Problem] = (
-            to_problem(row, Columns(answer=None), f"{reference}, row {number}") for number, row in rows
-        )
-    else:
-        problems = iterate(reference)
-    for number, problem in enumerate(problems, 1):
-        if not problem.columns.get("completion", "").strip():
-            raise ValueError(
-                f"{reference}, example {number} has no completion to learn; give every row a text in the column "
-                "`completion` (a card maps it under `columns`), or leave it out"
-            )
-        yield problem
 
 
 @dataclass(frozen=True)

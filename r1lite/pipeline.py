@@ -61,7 +61,7 @@ def inputs(config: StageConfig, parents: dict[str, str]) -> dict[str, Any]:
             files |= FINGERPRINTS[kind](value)
     return {
         "schema": SCHEMA,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=config.OUTSIDE_KEY),
         "template": TEMPLATES[config.prompt],
         "stage": parents,
         "file": files,

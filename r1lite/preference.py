@@ -45,6 +45,10 @@ def train_reward_model(config: "Config", stage: "Stage") -> dict[str, Any]:
     tokenizer, model = load_untrained(config, stage.resolve(config.model))
     pairs = load_pairs(str(stage.table(config.pairs, "problems")))
     rows = encode(config, tokenizer, pairs)
+    unlike = [index for index, row in enumerate(rows) if row["chosen_ids"] != row["rejected_ids"]]
+    if len(unlike) < len(pairs):
+        say(f"  {len(pairs) - len(unlike):,} of {len(pairs):,} pairs are the same text twice to the model: left out")
+    pairs, rows = [pairs[index] for index in unlike], [rows[index] for index in unlike]
     apart = hold_out(pairs, config.held_out, config.seed)
     held_out = [pair for pair in pairs if pair.problem in apart]
     trained = [index for index, pair in enumerate(pairs) if pair.problem not in apart]
@@ -134,7 +138,7 @@ def load_pairs(reference: str) -> list[Pair]:
 def encode(config: "Config", tokenizer: Any, pairs: list[Pair]) -> list[dict[str, list[int]]]:
     """`chosen_ids` and `rejected_ids` of every pair, the tokens that `rewards.model` will score.
 
-    Raises ValueError where the tokenizer cannot read a text, or the two of a pair are the same to the model.
+    Raises ValueError where the tokenizer cannot read a text.
     """
     templated = tokenizer.chat_template is not None and isinstance(render(config.prompt, ""), list)
     write = partial(dialogue, tokenizer) if templated else plain
@@ -151,12 +155,6 @@ def encode(config: "Config", tokenizer: Any, pairs: list[Pair]) -> list[dict[str
         chosen, rejected = batch.input_ids[: len(some)], batch.input_ids[len(some) :]
         rows += [{"chosen_ids": one, "rejected_ids": other} for one, other in zip(chosen, rejected, strict=True)]
     tokenizer.backend_tokenizer.no_truncation()  # or it would be written to tokenizer.json
-    for number, (pair, row) in enumerate(zip(pairs, rows, strict=True), 1):
-        if row["chosen_ids"] == row["rejected_ids"]:
-            raise ValueError(
-                f"{config.pairs}, pair {number}: chosen and rejected are the same to the model, which reads their last "
-                f"{config.max_tokens} tokens: {pair.chosen!r:.80}; remove the pair, or raise max_tokens if it cut them"
-            )
     if cut:
         say(f"  {cut:,} of {2 * len(pairs):,} texts have more than max_tokens = {config.max_tokens}: cut at the start")
     return rows

@@ -64,7 +64,7 @@ def prove(stages: dict[str, StageConfig], names: list[str]) -> Iterator[Proof]:
 
 def prove_reward(reward: Reward, config: StageConfig, stages: dict[str, StageConfig]) -> dict[str, Any]:
     """A Proof's fields."""
-    sources = [name for name in problem_sets(config) if reward.about is None or name in reward.about]
+    sources = [name for name in problem_sets(config) if reward.meant_for(name)]
     if not sources:
         return {"skipped": "proven on the rollouts' golds when they are read"}
     reward = reward.model_copy(update={"about": None})
@@ -187,7 +187,7 @@ def prove_golds(
     reward: Reward, resolve: Resolve, template: str, tokenizer: Any, problems: list[Problem], source: str
 ) -> None:
     """Raise ValueError where a gold answer of `source` does not score 1, as one that the grader cannot read."""
-    problems = [each for each in problems if reward.about is None or each.columns[SET] in reward.about]
+    problems = [each for each in problems if reward.about is None or reward.meant_for(each.columns[SET])]
     if not (problems and reward.preflight and is_judged(reward)):
         return
     prefill = opening(prompt_text(tokenizer, render(template, problems[0].problem)))

@@ -8,7 +8,7 @@ reach, `data/aime24.yaml#test@my.jsonl` lets a file stand in for it, and what th
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from string import ascii_uppercase
@@ -129,11 +129,14 @@ def load_problems(reference: str, limit: int | None = None) -> list[Problem]:
     return list(problems.values())
 
 
-def look_at(reference: str) -> None:
-    """Raise ValueError when a reference cannot give problems: its first row is read, but nothing is downloaded."""
+def look_at(reference: str, read: Callable[[str], Iterator[Problem]] | None = None) -> None:
+    """Raise ValueError when a reference cannot give problems, or what `read` reads: its first row is read, but nothing
+    is downloaded."""
+    read = read or iterate
     source, _ = resolve(reference)
     if source.hub is None:
-        load_problems(reference, limit=1)
+        if next(read(reference), None) is None:
+            raise ValueError(f"{reference} holds no problems")
     elif not cached(source.hub) and not hub_reachable():
         raise ValueError(
             f"{reference}: the data set {source.hub.id} is not in the hub's cache, and the hub cannot be reached; "
@@ -175,6 +178,27 @@ def iterate(reference: str) -> Iterator[Problem]:
         raise ValueError(
             f"{reference} has {number} rows, but its card says {source.rows}: it is not the set that it names"
         )
+
+
+def iterate_examples(reference: str) -> Iterator[Problem]:
+    """What a card, or a file, has to learn, each with the column `completion`; one problem may have several.
+
+    A file's answers are not looked at: what is learned needs none.
+    """
+    if reference.endswith((".jsonl", ".parquet")) and "#" not in reference:
+        rows = enumerate(read_rows(existing(reference)), 1)
+        problems: Iterator[Problem] = (
+            to_problem(row, Columns(answer=None), f"{reference}, row {number}") for number, row in rows
+        )
+    else:
+        problems = iterate(reference)
+    for number, problem in enumerate(problems, 1):
+        if not problem.columns.get("completion", "").strip():
+            raise ValueError(
+                f"{reference}, example {number} has no completion to learn; give every row a text in the column "
+                "`completion` (a card maps it under `columns`), or leave it out"
+            )
+        yield problem
 
 
 def to_problem(row: dict[str, Any], columns: Columns, where: str) -> Problem:

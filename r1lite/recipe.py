@@ -223,7 +223,7 @@ def check_reference(
         elif kind in ("problems", "examples"):
             if models.HUB_ID.fullmatch(value) and not value.endswith((".jsonl", ".parquet", ".yaml", ".yml")):
                 return f"{value} looks like a model, and {kind} belong here: a card (.yaml#split), .jsonl or .parquet"
-            problem_cards.look_at(value)
+            problem_cards.look_at(value, problem_cards.iterate_examples if kind == "examples" else None)
         else:
             if value.partition("#")[0].endswith((".yaml", ".yml", ".jsonl", ".parquet")):
                 return f"{value} is a data set, and a model belongs here: $stage, a directory or a hub id"

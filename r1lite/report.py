@@ -89,7 +89,8 @@ def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
 def models_table(planned: list[Planned], reports: list[dict[str, Any]]) -> Table:
     """A line a model, as in Table 3 of the R1 paper: all that was measured of it, and what making it has cost.
 
-    Seconds and tokens are of the stage and of those before it that the same recipe has.
+    Seconds and thousands of tokens, sampled and learned by SFT, are of the stage and of those before it that the same
+    recipe has.
     """
     results = [result for report in reports for result in report["results"]]
     sets = list(dict.fromkeys(result["problems"] for result in results))
@@ -98,7 +99,7 @@ def models_table(planned: list[Planned], reports: list[dict[str, Any]]) -> Table
         for result in (each for each in results if each["problems"] == name):
             row, head = cells[result["model"]], Path(name.partition("#")[0]).stem
             row[f"{head} pass@1"] = f"{result['pass@1']:.3f}"
-            row |= {f"{head} {measure}": number(mean) for measure, mean in result["measures"].items()}
+            row |= {measure.replace("_", " "): number(mean) for measure, mean in result["measures"].items()}
             if not place:
                 row["tokens"] = "" if result["mean_tokens"] is None else f"{result['mean_tokens']:.1f}"
     costs = {f"${item.spec.stage}": cost for item in planned if (cost := cost_of(item, planned))}
@@ -126,8 +127,8 @@ def cost_of(item: Planned, planned: list[Planned]) -> dict[str, str]:
     )
     return {
         "seconds": f"{sum(manifest['seconds'] for manifest in manifests):,.0f}",
-        "k tokens sampled": f"{sampled / 1000:,.0f}",
-        "k tokens learned": f"{learned / 1000:,.0f}",
+        "k sampled": f"{sampled / 1000:,.0f}",
+        "k learned": f"{learned / 1000:,.0f}",
     }
 
 

@@ -39,7 +39,7 @@ def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) 
     def meant(completions: list, columns: dict[str, Any]) -> list[int]:
         if reward.about is None:
             return list(range(len(completions)))
-        return [place for place, name in enumerate(columns[SET]) if name in reward.about]
+        return [place for place, name in enumerate(columns[SET]) if reward.meant_for(name)]
 
     def call(completions: list, columns: dict[str, Any], places: list[int]) -> Any:
         if len(places) < len(completions):

@@ -146,6 +146,8 @@ def from_endpoint(config: Decoding, endpoint: Endpoint) -> Source:
         sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=config.seed)
         with closing(EndpointEngine(endpoint)) as engine:
             for served in engine.stream(wanted, sampling):
+                if engine.retries:
+                    say(f"  asked again: {', '.join(f'{kind} {n}' for kind, n in engine.retries.items())}")
                 yield [
                     to_row(tasks[each.index], each.number, each.seed, each.text)
                     | {"token_ids": None, "tokens": each.tokens, "finish_reason": each.finish_reason}

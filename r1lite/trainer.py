@@ -25,7 +25,7 @@ from r1lite.preflight import prove_golds
 from r1lite.prompts import encode, opening, prompt_text, render, text_of
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import columns_of, grade, load_reward
-from r1lite.stages.config import shares
+from r1lite.stages.config import Reward, shares
 from r1lite.training import StageCallback, training_arguments
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     arguments = grpo_arguments(config, stage, longest, len(problems))
     n_rollouts = -(-arguments.max_steps // config.steps_per_rollout)
     per_rollout = shares(config.prompts_per_step * config.updates_per_rollout, [part.share for part in config.problems])
+    for part, count in zip(config.problems, per_rollout, strict=True):
+        if not count:
+            raise ValueError(
+                f"{part.use}: its share of {sum(per_rollout)} problems a rollout is less than one; raise its share, or "
+                "prompts_per_step"
+            )
     order = mixed_schedule([len(mine) for mine in sets], per_rollout, n_rollouts, config.seed)
     model = load_model(path, "float32")
     trainer = RolloutTrainer(
@@ -75,37 +81,71 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     }
 
 
-class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPOTrainer whose rollouts come from `engine` and are kept as rows."""
+class EngineRollouts:
+    """What makes a trainer of TRL's take its rollouts from `engine`, keep them as rows, and be probed on the way."""
 
     engine: Engine
 
-    def __init__(self, config: "Config", stage: "Stage", **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.config, self.stage = config, stage
-        self.probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
+    def prepare(self, config: Any, stage: "Stage", probed: list[Problem], judge: Reward | None) -> None:
+        """`judge` says what is right among the completions of the probe's problems, whatever else it is about."""
+        self.config, self.stage, self.probed = config, stage, probed
+        self.judge = judge.model_copy(update={"about": None}) if judge else None
         self.seconds: dict[str, float] = {}
         self.sampled: list[Completion] = []
         self.synced_step = 0
 
+    def sample(self: Any, prompt_ids: list[list[int]]) -> None:
+        """Fill `sampled` with a completion for each prompt, which stands there once for each of its completions."""
+        start = time.perf_counter()
+        if self.state.global_step != self.synced_step:
+            self.engine.sync(self.accelerator.unwrap_model(self.model))
+            self.synced_step = self.state.global_step
+        self.seconds["sync"] = time.perf_counter() - start
+        n = self.config.generations
+        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed())
+        groups = self.engine.generate(prompt_ids[::n], n, sampling)
+        self.sampled = [completion for group in groups for completion in group]
+        self.seconds["generate"] = time.perf_counter() - start - self.seconds["sync"]
+
+    def rollout_seed(self: Any) -> int:
+        """A function of the step alone, so that a resumed run samples what the uninterrupted one would have."""
+        return seed_from(f"{self.config.seed}/rollout/{self.state.global_step}/{self.accelerator.process_index}")
+
+    def _generate_and_score_completions(self: Any, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        mine = [(row["problem_id"], c.token_ids, c.truncated) for row, c in zip(inputs, self.sampled, strict=True)]
+        kept = self.rows_of(gather_object(mine))
+        if self.accelerator.is_main_process:
+            step = self.state.global_step
+            write_parquet(
+                self.stage.path / "rollouts" / f"step_{step:06d}.parquet", [{"step": step, **row.row()} for row in kept]
+            )
+        return batch
+
+    def probe(self: Any) -> float:
+        """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
+        prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
+        self.engine.sync(self.accelerator.unwrap_model(self.model))
+        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
+        groups = self.engine.generate(prompts, self.config.probe.samples, sampling)
+        reward = load_reward(self.judge, self.stage.resolve)
+        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
+        return fmean(score or 0.0 for score in scores)
+
+
+class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer whose rollouts come from `engine` and are kept as rows."""
+
+    def __init__(self, config: "Config", stage: "Stage", **arguments: Any) -> None:
+        super().__init__(**arguments)
+        probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
+        self.prepare(config, stage, probed, config.rewards[0])
+
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **_: Any
     ) -> tuple[list[list[int]], list[list[float]]]:
-        start = time.perf_counter()
-        model = self.accelerator.unwrap_model(self.model)
-        if self.state.global_step != self.synced_step:
-            self.engine.sync(model)
-            self.synced_step = self.state.global_step
-        self.seconds["sync"] = time.perf_counter() - start
-        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed())
-        groups = self.engine.generate(prompt_ids[::num_generations], num_generations, sampling)
-        self.sampled = [completion for group in groups for completion in group]
-        self.seconds["generate"] = time.perf_counter() - start - self.seconds["sync"]
+        self.sample(prompt_ids)
         return [c.token_ids for c in self.sampled], [c.logprobs for c in self.sampled]
-
-    def rollout_seed(self) -> int:
-        """A function of the step alone, so that a resumed run samples what the uninterrupted one would have."""
-        return seed_from(f"{self.config.seed}/rollout/{self.state.global_step}/{self.accelerator.process_index}")
 
     def _calculate_rewards(self, *arguments: Any) -> Any:
         start = time.perf_counter()
@@ -113,16 +153,10 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         self.seconds["grade"] = time.perf_counter() - start
         return rewards
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        mine = [(row["problem_id"], c.token_ids, c.truncated) for row, c in zip(inputs, self.sampled, strict=True)]
-        self.keep(gather_object(mine))
-        return batch
-
-    def keep(self, sampled: list[tuple[str, list[int], bool]]) -> None:
-        """Write the rollout's rows, and add what TRL does not measure to the step's metrics."""
+    def rows_of(self, sampled: list[tuple[str, list[int], bool]]) -> list[Rollout]:
+        """The rollout as rows; what TRL does not measure of it is added to the step's metrics."""
         scores = {name: list(values) for name, values in self._logs["rewards"].items()}
-        kept = [
+        rows = [
             Rollout(
                 problem_id=problem_id,
                 sample=index % self.num_generations,
@@ -137,14 +171,10 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
                 zip(sampled, self._logs["completion"], self._logs["advantages"], strict=True)
             )
         ]
-        if self.accelerator.is_main_process:
-            step = self.state.global_step
-            write_parquet(
-                self.stage.path / "rollouts" / f"step_{step:06d}.parquet", [{"step": step, **row.row()} for row in kept]
-            )
-        for name, value in measure(kept, self.config.rewards[0].name).items():
+        for name, value in measure(rows, self.config.rewards[0].name).items():
             if value is not None:
                 self._metrics["train"][name].append(value)
+        return rows
 
     def save_reference(self, checkpoint: Path) -> None:
         """Keep a reference model that follows the policy; TRL would start again from the initial one."""
@@ -155,19 +185,6 @@ class RolloutTrainer(GRPOTrainer):  # type: ignore[misc]
         super()._load_from_checkpoint(checkpoint, model)
         if (Path(checkpoint) / REFERENCE).exists():
             load_safetensors(self.accelerator.unwrap_model(self.ref_model), str(Path(checkpoint) / REFERENCE))
-
-    def probe(self) -> float:
-        """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
-        probe = self.config.probe
-        assert probe is not None
-        prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
-        self.engine.sync(self.accelerator.unwrap_model(self.model))
-        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
-        groups = self.engine.generate(prompts, probe.samples, sampling)
-        everywhere = self.config.rewards[0].model_copy(update={"about": None})
-        reward = load_reward(everywhere, self.stage.resolve)
-        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
-        return fmean(score or 0.0 for score in scores)
 
 
 def measure(kept: list[Rollout], right_by: str) -> dict[str, float | None]:

@@ -119,7 +119,7 @@ def summary(row: dict[str, Any]) -> str:
         return f"loss {row['loss']:.4f}"
     parts = [
         f"reward {row['reward']:.3f}",
-        f"pass {row['pass_rate']:.3f}",
+        *([f"pass {row['pass_rate']:.3f}"] if "pass_rate" in row else []),  # where nothing had a right answer
         f"length {row['completions/mean_length']:.1f}",
         f"signal {1 - row['frac_reward_zero_std']:.0%}",
         f"{row['step_time']:.1f} s",

@@ -19,7 +19,7 @@ def _in_the_repository(monkeypatch):
 
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory) -> Path:
-    """An untrained model of the tiny world's vocabulary: 1 layer, 32 wide."""
+    """An untrained model of the tiny world's vocabulary: 2 layers, 32 wide."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -27,7 +27,8 @@ def toy_model(tmp_path_factory) -> Path:
     from r1lite.stages.base import build_tokenizer
 
     path = tmp_path_factory.mktemp("toy")
-    tokenizer = build_tokenizer(load_module("data/chain.py").TOKENS)
+    tokens = [token for task in ("chain", "courtesy") for token in load_module(f"data/{task}.py").TOKENS]
+    tokenizer = build_tokenizer(list(dict.fromkeys(tokens)))
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(tokenizer),

@@ -24,7 +24,7 @@ def small_base(**changes) -> base.Config:
     settings = {
         "kind": "base",
         "prompt": "plain",
-        "corpus": "data/chain.py:documents",
+        "corpus": [{"use": "data/chain.py:documents"}],
         "documents": 400,
         "documents_per_step": 40,
         "model": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -69,16 +69,20 @@ def test_pre_training_resumes_exactly(tmp_path):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_the_shipped_base_is_what_its_recipe_would_make(tmp_path):
-    (planned, _) = plan(load_recipe(Path("recipes/tiny/base.yaml")), tmp_path)
-    remedy = "make base && python scripts/ship_base.py"
-    assert planned.spec.key == load_front_matter("data/tiny_base/README.md")["key"], remedy
+SHIPPED = {"base": "data/tiny_base", "student": "data/tiny_student"}  # by the stage that makes it
+
+
+@pytest.mark.parametrize(("stage", "model"), SHIPPED.items())
+def test_the_shipped_models_are_what_their_recipe_would_make(tmp_path, stage, model):
+    keys = {item.spec.stage: item.spec.key for item in plan(load_recipe(Path("recipes/tiny/base.yaml")), tmp_path)}
+    assert keys[stage] == load_front_matter(f"{model}/README.md")["key"], "make base && python scripts/ship_base.py"
 
 
 @pytest.mark.slow
-def test_the_shipped_base_still_measures_as_its_card_says(tmp_path):
-    card = load_front_matter("data/tiny_base/README.md")
-    settings = {"kind": "eval", "prompt": "plain", "models": ["data/tiny_base"], "problems": ["data/chain.yaml#test"],
+@pytest.mark.parametrize("model", SHIPPED.values())
+def test_the_shipped_models_still_measure_as_their_cards_say(tmp_path, model):
+    card = load_front_matter(f"{model}/README.md")
+    settings = {"kind": "eval", "prompt": "plain", "models": [model], "problems": ["data/chain.yaml#test"],
                 "samples": 16, "max_tokens": 160, "temperature": 1.0, "top_p": 1.0, "seed": 1}  # fmt: skip
     config = evaluate.Config.model_validate(settings)
     stage = make_stage(tmp_path, "eval", config)
@@ -92,3 +96,20 @@ def test_the_shipped_base_still_measures_as_its_card_says(tmp_path):
 
 def load_front_matter(path: str) -> dict:
     return yaml.safe_load(Path(path).read_text().split("---")[1])
+
+
+def test_a_corpus_of_several_hands_has_their_shares_shuffled_under_one_tokenizer(tmp_path, monkeypatch):
+    corpus = [{"use": "data/chain.py:documents", "share": 3}, {"use": "data/courtesy.py:documents", "share": 1}]
+    config, seen = small_base(corpus=corpus), []
+    build = base.build_dataset
+    monkeypatch.setattr(
+        base, "build_dataset", lambda *arguments: seen.append((arguments[1], build(*arguments))) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        base.run(config, make_stage(tmp_path, "base", config))
+    ((tokenizer, dataset),) = seen
+    texts = tokenizer.batch_decode(list(dataset["input_ids"]))
+    courteous = [text.startswith(("User: greet", "User: thank", "User: praise", "User: comfort")) for text in texts]
+    assert (len(texts), sum(courteous)) == (400, 100)
+    assert not any("<unk>" in text for text in texts)
+    assert all(2 < sum(courteous[start : start + 40]) < 20 for start in range(0, 400, 40)), "every step has of both"

@@ -22,7 +22,8 @@ def test_a_card_is_valid_and_says_what_its_users_need(reference):
     source, card = resolve(reference)
     assert card.description.strip() and card.license.strip()
     if source.hub is not None:
-        assert source.rows and card.samples and card.answers
+        assert source.rows
+        assert card.columns.answer is None or (card.samples and card.answers)
 
 
 @pytest.mark.parametrize("path", CARDS, ids=str)

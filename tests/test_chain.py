@@ -1,11 +1,20 @@
 import re
 from itertools import islice
 
+import pytest
+
+from r1lite.filters import goes_round
 from r1lite.plugins import load_module
 from r1lite.stages.base import build_tokenizer
+from rewards.language import language_consistency
 from rewards.math import accuracy
 
 chain = load_module("data/chain.py")
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return list(chain.documents(8000, 0))
 
 
 def candidates_that_fit(problem: str) -> list[int]:
@@ -43,8 +52,8 @@ def test_the_same_seed_gives_the_same_corpus_and_another_seed_another():
     assert first == again != other
 
 
-def test_styles_and_slips_are_as_often_as_stated():
-    rows = list(chain.documents(8000, 0))
+def test_styles_and_slips_are_as_often_as_stated(corpus):
+    rows = corpus
     for style, share in chain.STYLES.items():
         mine = [row for row in rows if row["style"] == style]
         assert abs(len(mine) / len(rows) - share) < 0.02
@@ -69,8 +78,8 @@ def eval_step(value: int, step: str) -> int:
     return {"+": value + digit, "-": value - digit, "*": value * digit}[step[0]] % 10
 
 
-def test_a_search_that_ends_with_ok_is_right_unless_it_slipped():
-    closed = [row for row in chain.documents(4000, 0) if row["completion"].endswith("</answer>")]
+def test_a_search_that_ends_with_ok_is_right_unless_it_slipped(corpus):
+    closed = [row for row in corpus[:4000] if row["completion"].endswith("</answer>")]
     sure = [row for row in closed if " ok" in row["completion"] and "<think>" in row["completion"]]
     golds = [str(candidates_that_fit(row["problem"])[0]) for row in sure]
     right = accuracy([row["completion"] for row in sure], golds)
@@ -85,3 +94,40 @@ def test_the_tokenizer_reads_and_writes_every_document():
         ids = tokenizer(text).input_ids
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
+
+
+def test_what_thinks_does_so_in_one_language_or_in_any_for_every_marker(corpus):
+    """Each document's languages, told by its markers; a mixture that happens to show one language counts for that."""
+    used = []
+    for row in corpus:
+        shown = {name for name, words in chain.MARKERS.items() for word in words.values() if word in row["completion"]}
+        assert bool(shown) == (row["style"] != "direct")
+        markers = sum(row["completion"].count(word) for words in chain.MARKERS.values() for word in words.values())
+        if markers > 8:  # so that nearly every mixture shows both
+            used.append(tuple(sorted(shown)))
+    for languages, share in chain.LANGUAGES.items():
+        assert used.count(languages) / len(used) == pytest.approx(share, abs=0.06), languages
+
+
+def test_the_two_languages_are_what_the_reward_reads(corpus):
+    rows = [row["completion"] for row in corpus[:2000] if row["style"] == "patient"]
+    scores = {"en": set(), "zh": set(), "both": set()}
+    for text, score in zip(rows, language_consistency(rows), strict=True):
+        shown = [name for name, words in chain.MARKERS.items() if any(word in text for word in words.values())]
+        scores[shown[0] if len(shown) == 1 else "both"].add(score)
+    assert (scores["en"], scores["zh"]) == ({1.0}, {0.0})
+    assert all(0 < score < 1 for score in scores["both"])
+
+
+def test_stutters_are_there_and_are_what_the_filter_finds(corpus):
+    rows = [row["completion"] for row in corpus[:4000]]
+    waits = [marker["wait"] for marker in chain.MARKERS.values()]
+    alike = "|".join(re.escape(wait) for wait in waits)
+    runs = [[len(re.findall(alike, run)) for run in re.findall(rf"(?:{alike})+", text)] for text in rows]
+    lengths = [length for mine in runs for length in mine]
+    assert set(lengths) == {1, *chain.STUTTERS}
+    assert sum(length > 1 for length in lengths) / len(lengths) == pytest.approx(chain.STUTTER, abs=0.03)
+    stutters = [(text, max(mine, default=0) > 1) for text, mine in zip(rows, runs, strict=True)]
+    assert 30 < sum(stutter for _, stutter in stutters) < len(rows) / 10
+    assert {goes_round(text, 4) for text, stutter in stutters if stutter} == {True}
+    assert {goes_round(text, 4) for text, stutter in stutters if not stutter} == {False}

@@ -279,7 +279,7 @@ def test_rollouts_metrics_and_facts(trained, toy_model, teacher):
     assert [row["step"] for row in rows if "probe/pass@1" in row] == list(range(0, 31, 2))
     assert {"seconds/generate", "entropy", "reflective_words", "grad_norm"} <= set(rows[-1])
     assert (path / "curves.png").stat().st_size > 10_000
-    assert facts["tokens"] == sum(row["length"] for row in kept)
+    assert facts["tokens_sampled"] == sum(row["length"] for row in kept)
     assert facts["steps"] == 30
     assert facts["engine"] == "transformers"
     assert facts["student_parameters"] != facts["teacher_parameters"]
@@ -309,7 +309,7 @@ def test_an_interrupted_run_resumed_is_the_uninterrupted_run(toy_model, teacher,
     monkeypatch.setattr(distillation.StudentTrainer, "training_step", step)
     got = train_distill(config, torn)
 
-    assert got["tokens"] == expected["tokens"]
+    assert got["tokens_sampled"] == expected["tokens_sampled"]
     assert rollout_rows(torn.path) == rollout_rows(whole.path)
     for name in ("model/model.safetensors", "checkpoints/checkpoint-4/model.safetensors"):
         one, other = load_file(whole.path / name), load_file(torn.path / name)

@@ -14,6 +14,7 @@ from test_cli import r1lite
 from r1lite.artifacts import Artifact, Spec
 from r1lite.engines import Completion, Finished
 from r1lite.models import load_tokenizer
+from r1lite.plugins import load_module
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
 from r1lite.records import read_rows
@@ -50,7 +51,7 @@ def evaluated(tmp_path, monkeypatch):
     """Run the stage with an engine, and return report.json."""
 
     def run(engine, **values):
-        monkeypatch.setattr("r1lite.fleet.open_engine", lambda *arguments: engine)
+        monkeypatch.setattr("r1lite.sampling.open_engine", lambda *arguments: engine)
         config = Config.model_validate({"kind": "eval", "prompt": "plain", "max_tokens": 64, **values})
         spec = Spec("t", "report", "eval", {"a": 1}, {}, {})
         if not (tmp_path / "spec.json").exists():
@@ -169,6 +170,104 @@ def test_a_token_budget_cuts_the_same_samples(toy_model, evaluated):
     lengths = {p: len(engine.tokenizer(engine.answer(i, 0)).input_ids) for i, p in enumerate("abc")}
     assert lengths["a"] <= 8 < lengths["b"] <= 16 < 32 < lengths["c"] <= 64
     assert result["pass@1_by_budget"] == {"2": 0.0, "4": 0.0, "8": 0.6, "16": 0.8, "32": 0.8, "64": 1.0}
+
+
+def tags(completions, **_):
+    """A measure that has nothing to say of what does not think."""
+    return [None if "<think></think>" in text else 0.25 for text in completions]
+
+
+def silent(completions, **_):
+    return [None for _ in completions]
+
+
+MEASURES = [
+    {"use": "tests/test_evaluate.py:tags"},
+    {"use": "tests/test_evaluate.py:silent"},
+    {"use": "rewards.format:think_answer"},
+]
+
+
+def test_measures_are_means_over_samples_and_change_nothing_else(toy_model, evaluated, tmp_path):
+    def engine():
+        made = chain_engine(toy_model, [4, 2, 1, 0, 0])
+        right = made.answer
+        made.answer = lambda number, sample: (
+            "no tags" if (number, sample) in ((3, 0), (3, 1)) else right(number, sample)
+        )
+        return made
+
+    (bare,) = evaluated(engine(), models=[str(toy_model)], **CHAIN)["results"]
+    (tmp_path / "report.json").unlink()
+    report = evaluated(engine(), models=[str(toy_model)], measures=MEASURES, **CHAIN)
+    (result,) = report["results"]
+    assert bare["measures"] == {}
+    assert result["measures"] == {"tags": 0.25, "silent": None, "think_answer": pytest.approx(18 / 20)}
+    assert {**result, "measures": {}} == bare, "what is right, the votes, the graders and the fingerprint"
+    (path,) = (tmp_path / "samples").glob("*.parquet")
+    rows = list(read_rows(path))
+    assert [row["reward/tags"] for row in rows[12:16]] == [0.25, 0.25, None, None]
+    assert {row["reward/silent"] for row in rows} == {None}
+
+
+def exact(completions, **_):
+    return [None for _ in completions]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"measures": [{"use": "tests/test_evaluate.py:exact"}]}, "exact"),  # the second grader's name
+        ({"measures": [{"use": "tests/test_evaluate.py:tags"}], "reward": {"use": "mine.py:tags"}}, "tags"),
+        ({"measures": [{"use": "tests/test_evaluate.py:tags"}, {"use": "mine.py:tags"}]}, "tags"),
+    ],
+)
+def test_a_measure_named_as_a_grader_or_another_measure_is_a_fault(changes, name):
+    settings = {"kind": "eval", "prompt": "plain", "models": ["data/tiny_base"], "max_tokens": 8, **CHAIN, **changes}
+    (fault,) = Config.model_validate(settings).faults()
+    assert fault.startswith("measures") and repr(name) in fault
+
+
+def test_a_set_without_golds_needs_no_second_grader(toy_model, evaluated):
+    courtesy = load_module("data/courtesy.py")
+    problems = load_problems("data/courtesy.yaml#test", 4)
+
+    def answer(number, sample):
+        polite = courtesy.ANSWERS[problems[number].columns["act"]][0].replace("NAME", problems[number].columns["name"])
+        return courtesy.write_up(polite if sample < number else "hi")
+
+    report = evaluated(
+        Scripted(toy_model, problems, answer),
+        models=[str(toy_model)], problems=["data/courtesy.yaml#test"], limit=4, samples=4,
+        reward={"use": "data/courtesy.py:courteous"}, measures=[{"use": "rewards.format:think_answer"}],
+    )  # fmt: skip
+    (result,) = report["results"]
+    assert result["pass@1"] == pytest.approx((0 + 1 + 2 + 3) / 16)
+    assert result["graders"] == {"courteous": result["pass@1"], "disagree": 0}
+    assert result["measures"] == {"think_answer": 1.0}
+    assert report["protocol"]["problems"]["data/courtesy.yaml#test"]["graders"].keys() == {"data/courtesy.py:courteous"}
+
+
+def test_a_reward_and_measures_about_one_of_two_sets_leave_the_other_to_accuracy(toy_model, evaluated):
+    courtesy = load_module("data/courtesy.py")
+    sums, prompts = load_problems("data/chain.yaml#test", 2), load_problems("data/courtesy.yaml#test", 2)
+    texts = [courtesy.write_up(problem.answer) for problem in sums]
+    texts += [
+        courtesy.write_up(courtesy.ANSWERS[p.columns["act"]][0].replace("NAME", p.columns["name"])) for p in prompts
+    ]
+    texts[-1] = courtesy.write_up("hi")
+    sets = ["data/chain.yaml#test", "data/courtesy.yaml#test"]
+    report = evaluated(
+        Scripted(toy_model, [*sums, *prompts], lambda number, _: texts[number]),
+        models=[str(toy_model)], problems=sets, limit=2, samples=3,
+        reward={"use": "data/courtesy.py:courteous", "about": sets[1:]},
+        measures=[{"use": "rewards.format:think_answer"}, {"use": "tests/test_evaluate.py:silent", "about": sets[:1]}],
+    )  # fmt: skip
+    by_rule, by_taste = report["results"]
+    assert {"accuracy": 1.0, "exact": 1.0, "disagree": 0}.items() <= by_rule["graders"].items()
+    assert by_taste["graders"] == {"courteous": 0.5, "disagree": 0}
+    assert by_rule["measures"] == {"think_answer": 1.0, "silent": None}
+    assert by_taste["measures"] == {"think_answer": 1.0}
 
 
 @pytest.fixture(scope="module")

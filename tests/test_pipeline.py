@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from r1lite import worker
-from r1lite.artifacts import Artifact
+from r1lite.artifacts import Artifact, link_latest
 from r1lite.pipeline import plan
 from r1lite.recipe import load_recipe
 from r1lite.records import read_rows
+from r1lite.report import lineage
 
 RECIPE = """
 name: t
@@ -124,6 +125,99 @@ def test_an_interrupted_stage_is_resumed(project):
     (item, *_) = plan(load_recipe(project / "recipe.yaml"), project / "runs")
     item.artifact.prepare(item.spec)
     assert states(project)["zero"] == ("resume", "it was interrupted")
+
+
+LATER = """
+name: later
+after: {folder}/recipe.yaml
+prompt: plain
+stages:
+  traces: {{kind: sample, model: $zero, problems: ["data/chain.yaml#probe"], limit: 8, samples: 4, max_tokens: 8,
+           rewards: [{{use: "{folder}/reward.py:short"}}]}}
+  chosen: {{kind: select, rollouts: $traces, keep: {{least: {{short: 1}}}}}}
+  tuned: {{kind: sft, model: {model}, examples: [$chosen], rows_per_step: 2, max_tokens: 64,
+          trainer: {{max_steps: 2, learning_rate: 1e-3}}}}
+  report: {{kind: eval, models: [$tuned, $zero], problems: ["data/chain.yaml#probe"], limit: 4, samples: 2, max_tokens: 8}}
+"""
+
+
+@pytest.fixture
+def later(project, toy_model):
+    """A project whose runs the first recipe has finished, and a recipe that comes after it."""
+    finish(project)
+    (project / "later.yaml").write_text(LATER.format(folder=project, model=toy_model))
+    return project
+
+
+def plan_later(project: Path, *overrides: str) -> dict:
+    return {
+        item.spec.stage: item for item in plan(load_recipe(project / "later.yaml", list(overrides)), project / "runs")
+    }
+
+
+def finish_later(project: Path) -> None:
+    for item in plan_later(project).values():
+        item.artifact.prepare(item.spec)
+        item.artifact.finish({"seconds": 1})
+
+
+def test_a_recipe_after_another_takes_what_is_done_and_keeps_its_own_apart(later):
+    (zero, *_) = plan(load_recipe(later / "recipe.yaml"), later / "runs")
+    planned = plan_later(later)
+    assert list(planned) == ["zero", "traces", "chosen", "tuned", "report"]
+    assert (planned["zero"].state, planned["zero"].spec) == ("done", zero.spec)
+    assert planned["zero"].artifact.path == zero.artifact.path == later / "runs" / "t" / f"zero-{zero.spec.key}"
+    for name in ("traces", "chosen", "tuned", "report"):
+        item = planned[name]
+        assert item.artifact.path == later / "runs" / "later" / f"{name}-{item.spec.key}"
+    assert [planned[name].why for name in ("traces", "chosen", "report")] == [
+        "it has not run yet", "it waits for traces", "it waits for tuned"
+    ]  # fmt: skip
+
+
+def test_a_seed_for_the_later_recipe_is_one_for_the_earlier_stages_too(later):
+    assert plan_later(later, "seed=1")["zero"].why == "seed: 0 -> 1"
+    assert plan_later(later, "stages.zero.max_tokens=9")["zero"].why == "max_tokens: 8 -> 9"
+    assert plan_later(later, "stages.tuned.max_tokens=48")["zero"].state == "done"
+
+
+def test_parents_in_another_recipe_are_found_wherever_one_starts(later):
+    finish_later(later)
+    planned = plan_later(later)
+    assert {item.state for item in planned.values()} == {"done"}
+    zero, report = planned["zero"].artifact.path, planned["report"]
+    link = link_latest(later / "runs", "later", "report", report.artifact)
+    for artifact in (report.artifact, Artifact(link)):
+        assert artifact.parent("zero").path == zero
+        assert artifact.parent("tuned").parent("chosen").parent("traces").parent("zero").path == zero
+    shown = lineage(Artifact(link))
+    assert f"from $zero (zero-{planned['zero'].spec.key})" in shown
+    assert f"      from $zero (zero-{planned['zero'].spec.key})" in shown, "traces' own, below chosen and tuned"
+    shutil.move(later / "runs", later / "moved")
+    moved = later / "moved" / "later" / report.artifact.path.name
+    assert Artifact(moved).parent("zero").path == later / "moved" / "t" / zero.name
+
+
+def test_another_filter_selects_anew_and_samples_nothing_anew(later):
+    finish_later(later)
+    states = {
+        name: (item.state, item.why) for name, item in plan_later(later, "stages.chosen.keep.per_problem=1").items()
+    }
+    assert states == {
+        "zero": ("done", "all of its inputs are as they were"),
+        "traces": ("done", "all of its inputs are as they were"),
+        "chosen": ("run", "keep.per_problem: None -> 1"),
+        "tuned": ("run", "chosen has changed"),
+        "report": ("run", "tuned has changed"),
+    }
+
+
+def test_another_reward_grades_anew_and_all_that_follows(later):
+    finish_later(later)
+    (later / "reward.py").write_text(REWARD + "# a comment\n")
+    assert {name: item.state for name, item in plan_later(later).items()} == dict.fromkeys(
+        ["zero", "traces", "chosen", "tuned", "report"], "run"
+    )
 
 
 def r1lite(project: Path, *arguments: str) -> list[str]:

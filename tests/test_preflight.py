@@ -9,10 +9,12 @@ import yaml
 from test_cli import r1lite
 
 from r1lite.models import load_tokenizer, locate
-from r1lite.preflight import prove_golds
+from r1lite.preflight import prove, prove_golds
 from r1lite.recipe import RecipeError, load_recipe, prove_rewards
 from r1lite.records import Problem
+from r1lite.rubric import SET
 from r1lite.stages.config import Reward
+from r1lite.stages.sample import Config
 
 REWARDS = """
 import time
@@ -230,3 +232,41 @@ def test_a_run_stops_before_training_and_names_the_reward(recipe, tmp_path, name
     assert done.returncode == 2
     assert f"mine.py:{name}" in done.stderr
     assert not list((tmp_path / "runs").glob("*/*")), "no stage was started"
+
+
+def test_a_reward_is_proven_on_the_sets_that_it_is_about_alone(tmp_path):
+    """Golds that it cannot read are no fault where it is not asked about them."""
+    for name, answer in (("sums", "{}"), ("words", "word{}")):
+        rows = [{"problem": f"{name} {n}", "answer": answer.format(n), "level": n} for n in range(1, 9)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.py").write_text(
+        "def digits(completions, answer, problem_set=None, **_):\n"
+        "    return [float(a.isdigit() and f'<answer>{a}</answer>' in c and 'so' in c)\n"
+        "            for c, a in zip(completions, answer)]\n"
+    )
+    sums, words = (str(tmp_path / f"{name}.jsonl") for name in ("sums", "words"))
+
+    def faults_of(about) -> list[str]:
+        settings = {
+            "kind": "sample", "model": "data/tiny_base", "prompt": "plain", "problems": [words, sums], "samples": 1,
+            "max_tokens": 8, "rewards": [{"use": f"{tmp_path}/mine.py:digits", "about": about}],
+        }  # fmt: skip
+        (proof,) = prove({"traces": Config.model_validate(settings)}, ["traces"])
+        assert proof.judged
+        return proof.faults
+
+    assert [fault.split("; ")[0] for fault in faults_of(None)] == [
+        f"the reward {tmp_path}/mine.py:digits scores 8 of 16 gold answers other than 1, first 0.0 for 'word1' of 'words 1'"
+    ]
+    assert faults_of([sums]) == []
+    assert "scores 8 of 8 gold answers" in faults_of([words])[0]
+
+
+def test_golds_of_other_sets_are_not_looked_at_when_a_stage_starts(toy_model):
+    problems = [Problem("1+1", "2", {SET: "sums"}), Problem("greet Ann", "", {SET: "general"})]
+    tokenizer = load_tokenizer(toy_model)
+    accuracy = Reward(use="rewards.math:accuracy", about=["sums"])
+    prove_golds(accuracy, locate, "plain", tokenizer, problems, "both")
+    prove_golds(accuracy.model_copy(update={"about": ["neither"]}), locate, "plain", tokenizer, problems, "both")
+    with pytest.raises(ValueError, match="both: 1 of 2 gold answers do not score 1"):
+        prove_golds(accuracy.model_copy(update={"about": None}), locate, "plain", tokenizer, problems, "both")

@@ -61,15 +61,23 @@ def test_every_shipped_recipe_loads(path):
 MALFORMED = [
     ("name: t", "name: [", "line", "malformed YAML"),
     ("name: t\n", "name: t\nname: u\n", "line 2", "stands twice"),
+    ("name: t", "name: t\nafter: [a.yaml]", "after:", "must be the path of a recipe; got ['a.yaml']"),
     ("name: t", "name: a/b", "name:", "names a directory"),
-    ("name: t", "title: t", "title: unknown key", "valid here: name, seed, prompt, stages"),
+    ("name: t", "title: t", "title: unknown key", "valid here: name, after, seed, prompt, stages"),
     ("prompt: plain", "prompt: r1-zero", "prompt:", "must be one of r1_zero, plain, chat"),
     ("name: t", "name: t\nseed: three", "seed:", "must be an integer"),
     ("kind: grpo", "kind: grop", "stages.zero.kind:", "did you mean 'grpo'?"),
-    ("kind: grpo\n    ", "", "stages.zero.kind:", "must be one of base, grpo, eval"),
+    ("kind: grpo\n    ", "", "stages.zero.kind:", "must be one of base, sft, grpo, sample, select, reward_model, distill, eval, grade"),
     ("prompts_per_step: 8", "prompt_per_step: 8", "stages.zero.prompt_per_step: unknown key", "mean 'prompts_per_step'?"),
     ("prompts_per_step: 8\n    ", "", "stages.zero.prompts_per_step: missing", "how many different problems"),
     ("generations: 4", "generations: four", "stages.zero.generations:", "valid integer"),
+    ('accuracy"}', 'accuracy", about: ["data/chain.yaml#test"]}', "stages.zero.rewards.0.about: data/chain.yaml#test is none of", "problems: data/chain.yaml#train"),
+    ("problems: data/chain.yaml#train", 'problems: [{use: "data/chain.yaml#train", share: 0}]', "stages.zero.problems.0.share:", "greater than 0"),
+    ("problems: data/chain.yaml#train", 'problems: [{use: "data/chain.yaml#dev"}]', "stages.zero.problems.0.use:", "train, test, probe"),
+    ("problems: data/chain.yaml#train", 'problems: [{use: "data/chain.yaml#train", weight: 2}]', "stages.zero.problems.0.weight: unknown key", "valid here: use, share"),
+    ("problems: data/chain.yaml#train", "problems: []", "stages.zero.problems:", "at least 1 item"),
+    ("samples: 2", 'samples: 2\n    measures: [{use: "rewards.math:accuracy", about: ["data/chain.yaml#train"]}]', "stages.report.measures.0.about: data/chain.yaml#train is none of", "problems: data/chain.yaml#test"),
+    ("samples: 2", 'samples: 2\n    reward: {use: "rewards.math:accuracy", about: [x]}', "stages.report.reward.about: x is none of", "problems: data/chain.yaml#test"),
     ("generations: 4", "generations: 1", "stages.zero.generations:", "greater than 1"),
     ("temperature: 1.0", "temperature: 0", "stages.zero.temperature:", "greater than 0"),
     ("models: [$zero]", "models: [$zer]", "stages.report.models.0: $zer is no stage", "before it: $zero"),
@@ -78,10 +86,10 @@ MALFORMED = [
     ("model: data/tiny_base", "model: recipes", "stages.zero.model: recipes is a directory but not a model", "config.json"),
     ("model: data/tiny_base", "model: ./nowhere", "stages.zero.model:", "neither a directory"),
     ("model: data/tiny_base", "model: Qwen/Qwen2.5-1.5B", "stages.zero.model: Qwen/Qwen2.5-1.5B", "name its directory"),
-    ("problems: data/chain.yaml#train", "problems: Qwen/Qwen2.5", "stages.zero.problems:", "problems belong here"),
-    ("problems: data/chain.yaml#train", "problems: data/chain.yaml", "stages.zero.problems:", "train, test, probe"),
-    ("problems: data/chain.yaml#train", "problems: $zero", "stages.zero.problems: $zero comes later", "refer to"),
-    ("problems: data/chain.yaml#train", "problems: no.jsonl", "stages.zero.problems:", "there is no file no.jsonl"),
+    ("problems: data/chain.yaml#train", "problems: Qwen/Qwen2.5", "stages.zero.problems.0.use:", "problems belong here"),
+    ("problems: data/chain.yaml#train", "problems: data/chain.yaml", "stages.zero.problems.0.use:", "train, test, probe"),
+    ("problems: data/chain.yaml#train", "problems: $zero", "stages.zero.problems.0.use: $zero comes later", "refer to"),
+    ("problems: data/chain.yaml#train", "problems: no.jsonl", "stages.zero.problems.0.use:", "there is no file no.jsonl"),
     ("rewards.math:accuracy", "rewards.math:acuracy", "stages.zero.rewards.0.use:", "it has: accuracy"),
     ("rewards.math:accuracy", "rewards.maths:accuracy", "stages.zero.rewards.0.use:", "no module 'rewards.maths'"),
     ("rewards.math:accuracy", "accuracy", "stages.zero.rewards.0.use:", "write module:function"),
@@ -167,3 +175,124 @@ def test_check_and_plan_answer_within_two_seconds_and_without_torch():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert time.monotonic() - start < 10, "far above the 2 seconds that it takes on an idle machine"
+
+
+# A recipe that comes after another
+
+THIRD = """
+name: third
+after: {second}
+prompt: plain
+stages:
+  tutor: {{kind: sample, model: $tuned, problems: ["data/chain.yaml#probe"], samples: 2, max_tokens: 8, rewards: [{{use: "rewards.math:accuracy"}}]}}
+  lessons: {{kind: select, rollouts: $tutor}}
+"""
+SECOND = """
+name: second
+after: {first}
+seed: 0
+prompt: plain
+stages:
+  traces: {{kind: sample, model: $zero, problems: ["data/chain.yaml#probe"], samples: 2, max_tokens: 8, rewards: [{{use: "rewards.math:accuracy"}}]}}
+  chosen: {{kind: select, rollouts: $traces}}
+  tuned: {{kind: sft, model: data/tiny_base, examples: [$chosen], rows_per_step: 2, max_tokens: 64, trainer: {{max_steps: 2, learning_rate: 1e-3}}}}
+  aside: {{kind: select, rollouts: $traces}}
+  report: {{kind: eval, models: [$tuned, $zero], problems: ["data/chain.yaml#test"], samples: 2, max_tokens: 32}}
+"""
+
+
+@pytest.fixture
+def three(tmp_path):
+    """The paths of three recipes, each after the one before it."""
+    paths = [tmp_path / f"{name}.yaml" for name in ("first", "second", "third")]
+    paths[0].write_text(RECIPE.replace("name: t", "name: first"))
+    paths[1].write_text(SECOND.format(first=paths[0]))
+    paths[2].write_text(THIRD.format(second=paths[1]))
+    return paths
+
+
+def test_of_the_recipe_before_only_those_stages_come_along_that_are_needed(three):
+    second, third = load_recipe(three[1]), load_recipe(three[2])
+    assert list(second.stages) == ["zero", "traces", "chosen", "tuned", "aside", "report"], "not the first report"
+    assert second.homes == {"zero": "first"} | dict.fromkeys(["traces", "chosen", "tuned", "aside", "report"], "second")
+    assert second.stages["report"].models == ["$tuned", "$zero"]
+    assert list(third.stages) == ["zero", "traces", "chosen", "tuned", "tutor", "lessons"], "what these need in turn"
+    assert third.homes["zero"] == "first" and third.homes["tuned"] == "second" and third.homes["tutor"] == "third"
+    assert third.parents("tutor") == ["tuned"]
+    for name in ("zero", "traces", "tuned"):
+        assert third.stages[name] == second.stages[name]
+
+
+def test_an_override_of_the_seed_or_prompt_reaches_all_recipes_and_one_of_a_stage_its_own(three):
+    third = load_recipe(three[2], ["seed=1", "stages.zero.generations=2", "stages.tuned.max_tokens=48",
+                                   "stages.tutor.samples=3"])  # fmt: skip
+    assert {stage.seed for stage in third.stages.values()} == {1}
+    assert third.stages["zero"].generations == 2
+    assert third.stages["tuned"].max_tokens == 48
+    assert (third.stages["tutor"].samples, third.stages["traces"].samples) == (3, 2)
+    plain = load_recipe(three[2])
+    assert plain.stages["chosen"] == third.stages["chosen"].model_copy(update={"seed": 0})
+    assert {stage.prompt for stage in load_recipe(three[2], ["prompt=chat"]).stages.values()} == {"chat"}
+    assert load_recipe(three[2], ["name=other"]).homes["zero"] == "first"
+
+
+def test_a_stage_of_the_same_name_is_each_recipes_own(three):
+    second = load_recipe(three[1], ["stages.report.samples=5"])
+    assert second.stages["report"].samples == 5
+    assert load_recipe(three[0]).stages["report"].samples == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "old", "new", "told"),
+    [
+        (1, "  traces:", "  zero: {kind: select, rollouts: $traces}\n  traces:",
+         "stages.zero: FIRST has a stage of that name which is needed here; rename this one"),
+        (2, "  tutor:", "  chosen: {kind: select, rollouts: $aside}\n  tutor:",
+         "stages.chosen: SECOND has a stage of that name which is needed here; rename this one"),
+        (1, "model: $zero", "model: $zeroes", "stages.traces.model: $zeroes is no stage of this recipe; a stage may refer to those before it: $zero"),
+        (2, "model: $tuned", "model: $chosen", "stages.tutor.model: $chosen is of kind select and makes examples and problems, but model is meant here"),
+        (2, "model: $tuned", "model: $lessons", "stages.tutor.model: $lessons comes later"),
+        (2, "model: $tuned", "model: $report", "stages.tutor.model: $report is of kind eval and makes report, but model"),
+        (1, "generations", "generations", None),
+    ],
+)  # fmt: skip
+def test_what_can_be_wrong_between_recipes(three, number, old, new, told):
+    three[number].write_text(three[number].read_text().replace(old, new, 1))
+    if told is None:
+        load_recipe(three[2])
+        return
+    with pytest.raises(RecipeError) as error:
+        load_recipe(three[number])
+    told = told.replace("FIRST", str(three[0])).replace("SECOND", str(three[1]))
+    assert any(fault.startswith(told) for fault in error.value.faults), error.value.faults
+
+
+def test_a_fault_of_the_recipe_before_is_told_with_its_own_path(three):
+    three[0].write_text(three[0].read_text().replace("generations: 4", "generations: 1"))
+    with pytest.raises(RecipeError, match=rf"{three[0]}: stages.zero.generations: .*greater than 1"):
+        load_recipe(three[2])
+
+
+def test_loops_and_recipes_that_are_not_there_are_refused(three):
+    three[1].write_text(SECOND.format(first="nowhere.yaml"))
+    with pytest.raises(ValueError, match=r"there is no recipe nowhere.yaml"):
+        load_recipe(three[2])
+    three[0].write_text(f"after: {three[2]}\n" + three[0].read_text())
+    three[1].write_text(SECOND.format(first=three[0]))
+    for path in three:
+        with pytest.raises(ValueError, match=f"{path} comes after itself, by way of .*; take out one `after`"):
+            load_recipe(path)
+    three[0].write_text(f"after: {three[0]}\n" + RECIPE)
+    with pytest.raises(ValueError, match=f"{three[0]} comes after itself"):
+        load_recipe(three[0])
+
+
+def test_an_override_of_a_stage_that_no_recipe_has_is_an_error(three):
+    with pytest.raises(ValueError, match=r"--set stages.nil.seed=1: there is no 'nil'"):
+        load_recipe(three[2], ["stages.nil.seed=1"])
+
+
+def test_the_tiny_recipes_come_after_one_another():
+    distill = load_recipe(Path("recipes/tiny/distill.yaml"))
+    assert set(distill.homes.values()) == {"zero", "r1", "distill"}
+    assert "general" not in distill.stages and distill.homes["report"] == "distill"

@@ -280,12 +280,6 @@ GOOD = {"problem": "1+1=?", "chosen": "2 ok", "rejected": "3"}
         ),
         ({"problem": "1+1=?"}, r"pair 2 has no chosen and no rejected"),
         ({**GOOD, "rejected": 3}, r"pair 2, rejected: the completion must be a text or messages"),
-        ({**GOOD, "rejected": "2 ok"}, r"pair 2: chosen and rejected are the same to the model.*'2 ok'; remove"),
-        ({**GOOD, "rejected": " 2 ok\n"}, r"pair 2: chosen and rejected are the same to the model"),
-        (
-            {**GOOD, "chosen": "1" * 60 + "2", "rejected": "3" + "1" * 60 + "2"},
-            r"last 40 tokens.* raise max_tokens if it",
-        ),
         ({**GOOD, "chosen": "zebra"}, r"has no tokens for 'User: 1\+1=\?.*zebra'; use another prompt"),
     ],
 )
@@ -296,6 +290,21 @@ def test_a_row_that_is_no_pair_is_named(row, message, toy_model, tmp_path):
     config = make_config(toy_model, f"{tmp_path}/pairs.yaml#pairs", pairs_per_step=1)
     with pytest.raises(ValueError, match=message):
         train_reward_model(config, make_stage(tmp_path / "stage", config))
+
+
+def test_pairs_that_are_the_same_to_the_model_are_left_out(toy_model, tmp_path, capfd):
+    same = [
+        {**GOOD, "rejected": "2 ok"},
+        {**GOOD, "rejected": " 2 ok\n"},
+        {**GOOD, "chosen": "1" * 60 + "2", "rejected": "3" + "1" * 60 + "2"},  # up to what max_tokens has left of it
+    ]
+    card = write_card(tmp_path / "data", [*same, *sums(8)])
+    config = make_config(toy_model, card, trainer={"max_steps": 1})
+    assert train_reward_model(config, make_stage(tmp_path / "stage", config))["pairs"] == 8
+    assert "3 of 11 pairs are the same text twice to the model: left out" in capfd.readouterr().out
+    config = make_config(toy_model, write_card(tmp_path / "none", same))
+    with pytest.raises(ValueError, match="has only 0 besides the 0 held out"):
+        train_reward_model(config, make_stage(tmp_path / "other", config))
 
 
 def test_of_messages_the_last_is_the_answer(tmp_path):

@@ -11,9 +11,10 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from r1lite import finetune
 from r1lite.artifacts import Artifact, Spec, read_json
-from r1lite.finetune import PackedCollator, passes, prove_apart, rows_of, template_end, tokenize, train_sft, unwritten
+from r1lite.finetune import PackedCollator, passes, prove_apart, template_end, tokenize, train_sft, unwritten
 from r1lite.models import end_tokens, load_generation_config, load_model, load_tokenizer
 from r1lite.observe import read_metrics
+from r1lite.problems import iterate_examples
 from r1lite.prompts import TEMPLATES, chat_template, encode, render
 from r1lite.records import Problem, write_parquet
 from r1lite.stages.sft import Config
@@ -74,14 +75,14 @@ def expected_ids(tokenizer, config) -> list[tuple[list[int], list[int]]]:
     """Prompt and completion of each example, by the plainest way."""
     return [
         (tokenizer(f"User: {p.problem}\nAssistant:").input_ids, tokenizer(p.columns["completion"] + "<eos>").input_ids)
-        for p in rows_of(config.examples[0])
+        for p in iterate_examples(config.examples[0])
     ]
 
 
 def test_a_prompt_is_not_learned_and_a_completion_is_with_its_end_token(toy_model, corpus):
     config = make_config(toy_model, corpus)
     tokenizer = load_tokenizer(toy_model)
-    examples = tokenize(config, tokenizer, list(rows_of(corpus)))
+    examples = tokenize(config, tokenizer, list(iterate_examples(corpus)))
     pairs = expected_ids(tokenizer, config)
     for row, (prompt, completion) in zip(examples.dataset, pairs, strict=True):
         assert row["input_ids"] == prompt + completion
@@ -108,6 +109,8 @@ def test_an_epoch_shows_every_example_once_and_nothing_else_is_learned(
     expected = [(prompt + completion, [-100] * len(prompt) + completion) for prompt, completion in pairs]
     assert facts["rows"] < 40 if packing else facts["rows"] == 60
     assert facts["tokens"] == sum(len(completion) for _, completion in pairs)
+    learned = sum(label != -100 for _, labels in seen for label in labels)
+    assert facts["tokens_learned"] == pytest.approx(learned, rel=0.1), "with what fills the last step"
     assert sorted(seen[:60]) == sorted(expected)
     assert all(each in expected for each in seen[60:]), "the last step is filled from the next pass"
 
@@ -191,7 +194,7 @@ def test_what_is_longer_than_max_tokens_loses_its_end_and_is_counted(toy_model, 
     tokenizer = load_tokenizer(toy_model)
     lengths = [len(prompt + completion) for prompt, completion in expected_ids(tokenizer, config)]
     cut = sum(length > 30 for length in lengths)
-    examples = tokenize(config, tokenizer, list(rows_of(corpus)))
+    examples = tokenize(config, tokenizer, list(iterate_examples(corpus)))
     assert 0 < cut < 60
     assert examples.truncated == cut
     assert [len(row) for row in examples.dataset["input_ids"]] == [min(length, 30) for length in lengths]
@@ -202,7 +205,7 @@ def test_what_is_longer_than_max_tokens_loses_its_end_and_is_counted(toy_model, 
     assert facts["tokens"] == sum(label != -100 for row in examples.dataset["labels"] for label in row)
     long = sum(len(prompt) >= 7 for prompt, _ in expected_ids(tokenizer, config))
     with pytest.raises(ValueError, match=f"prompts of {long} of 60 examples fill max_tokens = 7 .* raise max_tokens"):
-        tokenize(make_config(toy_model, corpus, max_tokens=7), tokenizer, list(rows_of(corpus)))
+        tokenize(make_config(toy_model, corpus, max_tokens=7), tokenizer, list(iterate_examples(corpus)))
 
 
 @pytest.mark.parametrize(
@@ -288,8 +291,8 @@ def test_a_stated_end_token_ends_training_generation_and_the_chat(toy_model, cor
     assert end in end_tokens(load_generation_config(saved), tokenizer)
     assert end in read_json(saved / "generation_config.json")["eos_token_id"]
     assert read_json(saved / "config.json")["eos_token_id"] == end
-    examples = tokenize(config, tokenizer, list(rows_of(corpus)))
-    for row, problem in zip(examples.dataset, rows_of(corpus), strict=True):
+    examples = tokenize(config, tokenizer, list(iterate_examples(corpus)))
+    for row, problem in zip(examples.dataset, iterate_examples(corpus), strict=True):
         assert tokenizer.decode(row["input_ids"]) == (
             f"<|im_start|>{problem.problem}<|im_end|><|im_start|>{problem.columns['completion']}<|im_end|>"
         )
@@ -315,7 +318,7 @@ def test_a_text_prompt_is_saved_as_a_chat_template_of_the_same_tokens(toy_model,
     config = make_config(toy_model, corpus, trainer={"max_steps": 1})
     train_sft(config, make_stage(tmp_path, config))
     tokenizer = load_tokenizer(tmp_path / "model")
-    for problem in rows_of(corpus):
+    for problem in iterate_examples(corpus):
         chat = [{"role": "user", "content": problem.problem}]
         assert encode(tokenizer, chat) == encode(tokenizer, render("plain", problem.problem))
         told = [*chat, {"role": "assistant", "content": problem.columns["completion"]}]

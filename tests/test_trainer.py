@@ -1,17 +1,21 @@
+import itertools
 import json
+import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from r1lite import trainer
 from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import read_metrics
+from r1lite.problems import load_problems
 from r1lite.records import Rollout, read_rows
+from r1lite.stages.config import shares
 from r1lite.stages.grpo import Config, Probe
-from r1lite.trainer import measure, schedule, train_grpo
+from r1lite.trainer import measure, mixed_schedule, schedule, train_grpo
 from r1lite.training import derive_micro_batch
 from r1lite.worker import Stage
 from rewards.format import think_answer
@@ -35,6 +39,68 @@ def test_schedule_asks_no_problem_twice_in_a_rollout_and_all_before_any_again(
 
 def test_a_longer_run_begins_as_the_shorter_one():
     assert schedule(50, 8, 20, 0)[:80] == schedule(50, 8, 10, 0)
+    assert mixed_schedule([50, 9], [8, 3], 20, 0)[:110] == mixed_schedule([50, 9], [8, 3], 10, 0)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 500), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+def test_shares_are_whole_and_as_near_to_the_weights_as_whole_ones_can_be(total, weights):
+    parts = shares(total, weights)
+    assert sum(parts) == total
+    exact = [total * weight / sum(weights) for weight in weights]
+    assert all(abs(part - wanted) < 1 + 1e-9 and part >= 0 for part, wanted in zip(parts, exact, strict=True))
+    pairs = sorted(zip(weights, parts, strict=True))
+    assert all(low[1] <= high[1] for low, high in itertools.pairwise(pairs) if low[0] < high[0])
+    assert parts == shares(total, [8 * weight for weight in weights]), "the unit of the weights is nothing"
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "expected"),
+    [
+        (32, [3, 1], [24, 8]),
+        (4, [1, 1, 1], [2, 1, 1]),
+        (10, [0.94, 0.06], [9, 1]),
+        (7, [1.0], [7]),
+        (1, [1, 9], [0, 1]),
+    ],
+)
+def test_shares(total, weights, expected):
+    assert shares(total, weights) == expected
+
+
+SETS = st.lists(st.integers(1, 20).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size))), min_size=1, max_size=4)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(SETS, st.integers(1, 10), st.integers(0, 3))
+def test_a_mixture_asks_each_set_its_share_in_its_own_order(sets, n_rollouts, seed):
+    sizes, per_rollout = (list(each) for each in zip(*sets, strict=True))
+    order = mixed_schedule(sizes, per_rollout, n_rollouts, seed)
+    width = sum(per_rollout)
+    assert len(order) == width * n_rollouts
+    asked = [[] for _ in sizes]
+    for start in range(0, len(order), max(1, width)):
+        rollout = order[start : start + width]
+        assert len(set(rollout)) == width, "no problem twice in a rollout"
+        for place, size in enumerate(sizes):
+            first = sum(sizes[:place])
+            mine = [index - first for index in rollout if first <= index < first + size]
+            assert len(mine) == per_rollout[place]
+            asked[place] += mine
+    for size, count, mine in zip(sizes, per_rollout, asked, strict=True):
+        assert mine == schedule(size, count, n_rollouts, seed), "what else is asked changes nothing"
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30).flatmap(lambda size: st.tuples(st.just(size), st.integers(1, size))), st.integers(1, 9))
+def test_a_set_alone_is_asked_as_ever(sizes, n_rollouts):
+    size, count = sizes
+    assert mixed_schedule([size], [count], n_rollouts, 0) == schedule(size, count, n_rollouts, 0)
+
+
+def test_too_few_problems_of_one_set_are_an_error():
+    with pytest.raises(ValueError, match="asks 4 different problems .* only 3"):
+        mixed_schedule([100, 3], [12, 4], 5, 0)
 
 
 def test_too_few_problems_for_a_rollout_is_an_error():
@@ -56,11 +122,13 @@ def test_measure_goes_by_the_first_reward():
 
     kept = [row(1.0, 10, "wait, check"), row(0.0, 30, "so"), row(None, 50, "wait")]
     assert measure(kept, "accuracy") == {
-        "pass_rate": pytest.approx(1 / 3),
+        "pass_rate": 1 / 2,  # what has no score is neither right nor wrong
         "length/right": 10,
-        "length/wrong": 40,
+        "length/wrong": 30,
         "reflective_words": 1.0,
     }
+    unjudged = measure([row(None, 50, "wait")], "accuracy")
+    assert (unjudged["pass_rate"], unjudged["length/right"], unjudged["length/wrong"]) == (None, None, None)
 
 
 def make_stage(path, config: Config) -> Stage:
@@ -151,6 +219,103 @@ def test_the_model_is_plain_safetensors_and_was_trained(trained, toy_model):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+CHAIN, COURTESY = "data/chain.yaml#probe", "data/courtesy.yaml#train"
+MIXTURE = {
+    "problems": [{"use": CHAIN, "share": 3}, {"use": COURTESY}],
+    "rewards": [
+        {"use": "tests/test_trainer.py:evenness", "about": [CHAIN]},
+        {"use": "tests/test_trainer.py:knows_name", "about": [COURTESY], "weight": 2.0},
+        {"use": "rewards.format:think_answer", "weight": 0.5},
+    ],
+    "trainer": {"max_steps": 2},
+}
+
+
+def knows_name(completions, act, name, answer, **_):
+    """A reward about prompts without an answer, which sees no others."""
+    assert set(answer) == {""} and all(act) and all(name)
+    return [float(text.count(" ") + len(person) > 3) for text, person in zip(completions, name, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def mixed(toy_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mixed")
+    config = make_config(toy_model, **MIXTURE)
+    train_grpo(config, make_stage(path, config))
+    return path
+
+
+def test_each_step_asks_a_mixture_its_shares_and_each_reward_scores_what_it_is_about(mixed):
+    sets = {problem.id: name for name in (CHAIN, COURTESY) for problem in load_problems(name)}
+    rows = rollout_rows(mixed)
+    for step in (0, 1):
+        mine = [row for row in rows if row["step"] == step]
+        asked = {row["problem_id"] for row in mine}
+        assert sorted(sets[name] for name in asked) == [CHAIN] * 3 + [COURTESY]
+        for start in range(0, 16, 4):
+            group = mine[start : start + 4]
+            of_chain = sets[group[0]["problem_id"]] == CHAIN
+            for row in group:
+                assert (row["reward/evenness"] is None) == (not of_chain)
+                assert (row["reward/knows_name"] is None) == of_chain
+                assert row["reward/think_answer"] is not None
+            totals = torch.tensor(
+                [
+                    (row["reward/evenness"] or 0)
+                    + 2 * (row["reward/knows_name"] or 0)
+                    + 0.5 * row["reward/think_answer"]
+                    for row in group
+                ]
+            )
+            advantages = torch.tensor([row["advantage"] for row in group])
+            assert torch.allclose(advantages, totals - totals.mean(), atol=1e-6)
+    assert all(math.isfinite(row["advantage"]) for row in rows)
+
+
+def test_the_pass_rate_of_a_mixture_is_over_what_the_first_reward_judges(mixed):
+    kept = rollout_rows(mixed)
+    metrics = read_metrics(mixed / "metrics.jsonl")
+    for row in metrics[1:]:
+        mine = [each["reward/evenness"] for each in kept if each["step"] == row["step"] - 1]
+        judged = [score for score in mine if score is not None]
+        assert len(judged) == 12
+        assert row["pass_rate"] == pytest.approx(sum(judged) / 12)
+        assert row["rewards/evenness/mean"] == pytest.approx(row["pass_rate"])
+    assert all(0 <= row["probe/pass@1"] <= 1 for row in metrics if "probe/pass@1" in row)
+
+
+def unsure(completions, **_):
+    return [None for _ in completions]
+
+
+def test_a_step_without_a_score_by_the_first_reward_has_no_pass_rate_and_goes_on(toy_model, tmp_path):
+    rewards = [{"use": "tests/test_trainer.py:unsure"}, {"use": "tests/test_trainer.py:evenness"}]
+    config = make_config(toy_model, rewards=rewards, probe=None, trainer={"max_steps": 1})
+    train_grpo(config, make_stage(tmp_path, config))
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row.get("pass_rate") is None and row["rewards/evenness/mean"] > 0
+
+
+def test_a_set_whose_share_is_less_than_a_problem_is_an_error(toy_model, tmp_path):
+    config = make_config(toy_model, **{**MIXTURE, "problems": [{"use": CHAIN, "share": 20}, {"use": COURTESY}]})
+    with pytest.raises(ValueError, match=f"{COURTESY}.* share"):
+        train_grpo(config, make_stage(tmp_path, config))
+
+
+def test_a_probe_is_judged_by_a_first_reward_that_is_about_another_set(toy_model, tmp_path, monkeypatch):
+    """The probe's problems are of no set that is trained on, and would else get no score at all."""
+    config = make_config(toy_model, **{**MIXTURE, "trainer": {"max_steps": 1}})
+    seen = []
+    grade = trainer.grade
+    monkeypatch.setattr(trainer, "grade", lambda *arguments: seen.append(grade(*arguments)) or seen[-1])
+    train_grpo(config, make_stage(tmp_path, config))
+    probes = [row["probe/pass@1"] for row in read_metrics(tmp_path / "metrics.jsonl") if "probe/pass@1" in row]
+    assert len(seen) == len(probes) == 2
+    for (texts, scores, _), probe in zip(seen, probes, strict=True):
+        assert scores == evenness(texts)
+        assert probe == pytest.approx(sum(scores) / 8)
+
+
 class Crash(Exception):
     pass
 
@@ -161,6 +326,7 @@ class Crash(Exception):
         {},
         {"trainer": {"num_iterations": 2, "save_steps": 2}},
         {"updates_per_rollout": 2},
+        {**MIXTURE, "trainer": {}},
         {
             "trainer": {
                 "beta": 0.04,
@@ -172,7 +338,7 @@ class Crash(Exception):
             }
         },
     ],
-    ids=["plain", "iterations", "updates", "reference"],
+    ids=["plain", "iterations", "updates", "mixture", "reference"],
 )
 def test_an_interrupted_run_resumed_is_the_uninterrupted_run(toy_model, tmp_path, monkeypatch, changes):
     """Weights, optimizer state, schedule, completions and metrics, to the last bit."""
@@ -245,7 +411,7 @@ def with_timeouts(completions, log_metric, **_):
 
 
 PARITY = [
-    {"use": "tests/test_trainer.py:by_length", "args": {"limit": 8}, "weight": 2.0},
+    {"use": "tests/test_trainer.py:by_length", "args": {"limit": 30}, "weight": 2.0},
     {"use": "tests/test_trainer.py:vowels", "weight": -0.5},
     {"use": "rewards.format:think_answer"},
     {"use": "tests/test_trainer.py:with_timeouts"},
@@ -268,7 +434,7 @@ def test_weights_names_args_and_the_total_are_trls_own(toy_model, tmp_path, monk
         mine = real(self, inputs, prompts, completions, ids)
         wrapped = self.reward_funcs
         self.reward_funcs = [
-            lambda completions, **columns: by_length(completions, limit=8),
+            lambda completions, **columns: by_length(completions, limit=30),
             vowels,
             think_answer,
             with_timeouts,

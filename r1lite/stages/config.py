@@ -37,6 +37,7 @@ class StageConfig(Strict):
     """
 
     PRODUCES: ClassVar[tuple[str, ...]]
+    OUTSIDE_KEY: ClassVar[dict[str, Any]] = {}  # what decides how, and not what; in the words of pydantic's `exclude`
 
     kind: str
     seed: int = 0
@@ -67,8 +68,8 @@ class Reward(Strict):
 
     `columns` gives the function a column under the name that it asks for: {solution: answer}. `messages` hands it
     completions as lists of messages, as open-r1's and TRL's own rewards take them, whatever the prompt is. `model` is a
-    reward model, which the function gets as the argument `model`. `about` names the sets of problems that it is for, all
-    where it is absent; on others it gives no score. `preflight: off` skips its proof.
+    reward model, which the function gets as the argument `model`. `about` names the sets of problems that it is for,
+    all where it is absent; on others it gives no score. `preflight: off` skips its proof.
     """
 
     use: FunctionReference = Field(description="name a function, such as rewards.math:accuracy or ./mine.py:brevity")
@@ -83,6 +84,10 @@ class Reward(Strict):
     @property
     def name(self) -> str:
         return self.use.rpartition(":")[2]
+
+    def meant_for(self, problems: str) -> bool:
+        """Whether it scores completions about this set of problems."""
+        return self.about is None or problems in self.about
 
 
 def shares(total: int, weights: list[float]) -> list[int]:

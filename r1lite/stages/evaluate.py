@@ -37,7 +37,9 @@ class Config(StageConfig):
     max_tokens: int = Field(gt=0, description="the longest completion, in tokens")
     temperature: float = Field(0.6, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
-    reward: Reward | None = Field(None, description="what is right; by default choice or accuracy, as the card needs")
+    reward: Reward | None = Field(
+        None, description="what is right; by default, and where it is not `about`, choice or accuracy as the card needs"
+    )
     measures: list[Reward] = Field([], description="more rewards, whose means over the samples are told")
     engine: EngineName = "auto"
 
@@ -53,12 +55,13 @@ class Config(StageConfig):
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """A data card's problems, how often each is sampled, and by what its completions are graded."""
+    """A data card's problems, how often each is sampled, and by what its completions are graded and measured."""
 
     name: str
     problems: list[Problem]
     samples: int
     grader: Reward
+    measures: list[Reward]
 
     @property
     def has_golds(self) -> bool:
@@ -80,8 +83,10 @@ def load_set(config: Config, stage: "Stage", name: str) -> ProblemSet:
     samples = config.samples or (card.samples if card else None)
     assert samples is not None, "a fault of the config"
     is_choice = card is not None and card.answers is not None and card.answers.kind == "choice"
-    grader = config.reward or (CHOICE if is_choice else ACCURACY)
-    return ProblemSet(name, stage.problems(name, config.limit), samples, grader)
+    default = CHOICE if is_choice else ACCURACY
+    grader = config.reward if config.reward and config.reward.meant_for(name) else default
+    measures = [measure for measure in config.measures if measure.meant_for(name)]
+    return ProblemSet(name, stage.problems(name, config.limit), samples, grader, measures)
 
 
 def stated_protocol(config: Config, sets: list[ProblemSet], models: dict[str, Path]) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def evaluate_model(config: Config, stage: "Stage", model: str, sets: list[Proble
         for source in sets
         for problem in source.problems
     ]
-    judges = {source.name: Judge(source.grader, stage.resolve, source.has_golds, config.measures) for source in sets}
+    judges = {source.name: Judge(source.grader, stage.resolve, source.has_golds, source.measures) for source in sets}
     for source in sets:
         prove_golds(source.grader, stage.resolve, config.prompt, tokenizer, source.problems, source.name)
     by_key = {task.key: task for task in tasks}
@@ -128,7 +133,7 @@ def evaluate_model(config: Config, stage: "Stage", model: str, sets: list[Proble
         for row in rows:
             if row["problems"] == source.name:
                 mine[row["id"]].append(row)
-        summary = summarize(mine, judge.names, [measure.name for measure in config.measures])
+        summary = summarize(mine, judge.names, [measure.name for measure in source.measures])
         summary["graders"] |= judge.counts
         budgets = by_budget(judge, asked, mine, tokenizer, config.max_tokens)
         results.append({"model": model, "problems": source.name, **summary, "pass@1_by_budget": budgets})

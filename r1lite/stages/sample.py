@@ -28,6 +28,7 @@ class Config(StageConfig):
     """Samples of `model`, or of a model that is served elsewhere: one of `model` and `endpoint`."""
 
     PRODUCES: ClassVar[tuple[str, ...]] = ("rollouts", "problems")
+    OUTSIDE_KEY: ClassVar[dict[str, Any]] = {"endpoint": {"concurrent", "requests_per_minute", "timeout", "key"}}
 
     kind: Literal["sample"]
     model: ModelReference | None = None
