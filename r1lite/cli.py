@@ -184,11 +184,11 @@ def show(
     stages = [path] if (path / "spec.json").exists() else sorted((path / "latest").glob("*"))
     if not stages:
         raise ValueError(f"{path} is neither a stage's directory nor a recipe's with finished stages; see `ls runs`")
+    if example is not None:
+        report.print_example(console, [Artifact(stage) for stage in stages], example)
+        return
     for stage in stages:
-        if example is not None:
-            report.print_example(console, Artifact(stage), example)
-        else:
-            report.print_stage(console, Artifact(stage), step, rows)
+        report.print_stage(console, Artifact(stage), step, rows)
 
 
 def main() -> None:

@@ -190,7 +190,9 @@ def prove_golds(
     problems = [each for each in problems if reward.about is None or reward.meant_for(each.columns[SET])]
     if not (problems and reward.preflight and is_judged(reward)):
         return
-    prefill = opening(prompt_text(tokenizer, render(template, problems[0].problem)))
+    prompt = render(template, problems[0].problem)
+    # The chat template of a model that is served elsewhere is not known here.
+    prefill = "" if tokenizer is None and not isinstance(prompt, str) else opening(prompt_text(tokenizer, prompt))
     golds = scorer(reward, resolve, template, prefill)(
         problems, [gold_completion(problem.answer) for problem in problems]
     )

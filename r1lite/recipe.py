@@ -68,7 +68,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None, later: tuple[Pat
         raise ValueError(f"{path} comes after itself, by way of {', '.join(map(str, later))}; take out one `after`")
     if not path.is_file():
         raise ValueError(f"there is no recipe {path} (looked in {Path.cwd()}); recipes/ has those that are shipped")
-    data = load_yaml(path)
+    data = unshared(load_yaml(path))
     if not isinstance(data, dict):
         raise RecipeError(
             str(path), [f"a recipe is a mapping with the keys {', '.join(FIELDS)}; got {type(data).__name__}"]
@@ -85,6 +85,13 @@ def load_recipe(path: Path, overrides: list[str] | None = None, later: tuple[Pat
     if after is not None and not isinstance(after, str):
         raise RecipeError(str(path), [f"after: must be the path of a recipe; got {after!r}"])
     return build_recipe(data, str(path), load_recipe(Path(after), of_others, (*later, path)) if after else None)
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which what YAML's `*alias` repeats is there several times, so that an override changes one of them."""
+    if isinstance(value, dict):
+        return {key: unshared(item) for key, item in value.items()}
+    return [unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def is_own(data: dict[str, Any], override: str) -> bool:
@@ -160,7 +167,8 @@ def build_recipe(data: dict[str, Any], source: str, after: Recipe | None = None)
         for path, kind, value in references(config):
             fault = check_reference(config, kind, value, raw, before | stages, earlier)
             if fault:
-                faults.append(f"stages.{stage}.{path}: {fault}")
+                alone = isinstance(raw[stage].get("problems"), str)  # and not as the only one of a list
+                faults.append(f"stages.{stage}.{path.removesuffix('.0.use') if alone else path}: {fault}")
     needed = needed_of(after, list(stages.values())) if after else []
     faults += [f"stages.{stage}: {after.source} has a stage of that name which is needed here; rename this one"
                for stage in needed if after and stage in raw]  # fmt: skip

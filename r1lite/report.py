@@ -1,5 +1,6 @@
 """What a person looks at: the plan, the table at the end of a run, and what a stage's directory holds."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def print_run(console: Console, planned: list[Planned], seconds: float) -> None:
     table = new_table("stage", "seconds", "curves (the rest lies beside them)")
     for item in planned:
         took = item.artifact.manifest()["seconds"]
-        table.add_row(item.spec.stage, f"{took:.0f}", str(item.artifact.path / "curves.png"))
+        curves = item.artifact.path / "curves.png"
+        table.add_row(item.spec.stage, f"{took:.0f}", str(curves if curves.exists() else item.artifact.path))
     console.print(table)
     if any(result["measures"] for report in reports for result in report["results"]):
         console.print(models_table(planned, reports))
@@ -94,12 +96,17 @@ def models_table(planned: list[Planned], reports: list[dict[str, Any]]) -> Table
     """
     results = [result for report in reports for result in report["results"]]
     sets = list(dict.fromkeys(result["problems"] for result in results))
+    heads = heads_of(sets)
+    measured = {(result["problems"], measure) for result in results for measure in result["measures"]}
+    several = Counter(measure for _, measure in measured)
     cells: dict[str, dict[str, str]] = {name: {} for name in dict.fromkeys(result["model"] for result in results)}
     for place, name in enumerate(sets):
         for result in (each for each in results if each["problems"] == name):
-            row, head = cells[result["model"]], Path(name.partition("#")[0]).stem
-            row[f"{head} pass@1"] = f"{result['pass@1']:.3f}"
-            row |= {measure.replace("_", " "): number(mean) for measure, mean in result["measures"].items()}
+            row = cells[result["model"]]
+            row[f"{heads[name]} pass@1"] = f"{result['pass@1']:.3f}"
+            for measure, mean in result["measures"].items():
+                head = f"{heads[name]} " if several[measure] > 1 else ""
+                row[head + measure.replace("_", " ")] = number(mean)
             if not place:
                 row["tokens"] = "" if result["mean_tokens"] is None else f"{result['mean_tokens']:.1f}"
     costs = {f"${item.spec.stage}": cost for item in planned if (cost := cost_of(item, planned))}
@@ -110,6 +117,16 @@ def models_table(planned: list[Planned], reports: list[dict[str, Any]]) -> Table
     for model, row in cells.items():
         table.add_row(escape(model.removeprefix("$")), *(row.get(name, "") for name in columns))
     return table
+
+
+def heads_of(sets: list[str]) -> dict[str, str]:
+    """Sets of problems by their card's name, and with the split where several are of one card."""
+    cards = Counter(name.partition("#")[0] for name in sets)
+    heads = {}
+    for name in sets:
+        card, _, split = name.partition("#")
+        heads[name] = f"{Path(card).stem}#{split}" if cards[card] > 1 else Path(card).stem
+    return heads
 
 
 def cost_of(item: Planned, planned: list[Planned]) -> dict[str, str]:
@@ -138,7 +155,8 @@ def print_results(console: Console, report: dict[str, Any]) -> None:
     for result in report["results"]:
         names = [name for name in result["graders"] if name != "disagree" and "/" not in name]
         counted = [f"{name} {value:g}" for name, value in result["graders"].items() if "/" in name and value]
-        line = f"{' and '.join(names)} disagree on {result['graders']['disagree']} samples"
+        several = f"{' and '.join(names)} disagree on {result['graders']['disagree']} samples"
+        line = several if len(names) > 1 else f"graded by {names[0]} alone"
         where = escape(f"{result['model']} on {result['problems']}")
         console.print(f"{where}: {', '.join([line, *counted])}; protocol {result['fingerprint']}", highlight=False)
     for held in held_against(report):
@@ -251,16 +269,9 @@ def lineage(artifact: Artifact, depth: int = 0) -> list[str]:
     return lines
 
 
-def print_example(console: Console, artifact: Artifact, name: str) -> None:
+def print_example(console: Console, artifacts: list[Artifact], name: str) -> None:
     """An example to train on, and the chain that made it: rollout, model, and what that was made from."""
-    if artifact.spec.kind != "select":
-        raise ValueError(f"{artifact.path} is a stage of kind {artifact.spec.kind}; examples are made by `select`")
-    examples = list(read_rows(artifact.path / "examples.parquet"))
-    example = next((row for row in examples if row["id"] == name), None)
-    if example is None:
-        raise ValueError(
-            f"{artifact.path} has no example {name!r}; it has {len(examples)}, such as {examples[0]['id']}"
-        )
+    artifact, example = find_example(artifacts, name)
     console.print(f"[bold]example {name}[/] of {artifact.path.resolve().name}", highlight=False)
     for field in ("problem", "completion", "answer"):
         console.print(f"  {field}: {example[field]}", markup=False, highlight=False, soft_wrap=True)
@@ -279,6 +290,19 @@ def print_example(console: Console, artifact: Artifact, name: str) -> None:
     console.print(f"  by the model {escape(model)} at {how}", highlight=False)
     for line in lineage(sampled, 2):
         console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def find_example(artifacts: list[Artifact], name: str) -> tuple[Artifact, dict[str, Any]]:
+    chosen = [artifact for artifact in artifacts if artifact.spec.kind == "select" and artifact.done]
+    if not chosen:
+        kinds = ", ".join(sorted({artifact.spec.kind for artifact in artifacts}))
+        raise ValueError(f"{artifacts[0].path} is of kind {kinds}; examples are made by stages of kind select")
+    rows = [(artifact, row) for artifact in chosen for row in read_rows(artifact.path / "examples.parquet")]
+    for artifact, row in rows:
+        if row["id"] == name:
+            return artifact, row
+    where = ", ".join(str(artifact.path) for artifact in chosen)
+    raise ValueError(f"{where} has no example {name!r}; it has {len(rows)}, such as {rows[0][1]['id']}")
 
 
 def metrics_table(metrics: list[dict[str, Any]]) -> Table:

@@ -39,6 +39,8 @@ def load_reward(reward: Reward, resolve: Callable[[str], Path | None] = locate) 
     def meant(completions: list, columns: dict[str, Any]) -> list[int]:
         if reward.about is None:
             return list(range(len(completions)))
+        if SET not in columns:
+            raise ValueError(f"the reward {reward.use} is `about` some sets of problems, and here none are named")
         return [place for place, name in enumerate(columns[SET]) if reward.meant_for(name)]
 
     def call(completions: list, columns: dict[str, Any], places: list[int]) -> Any:

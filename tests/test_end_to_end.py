@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from r1lite.observe import read_metrics
+from r1lite.records import read_rows
 
 pytestmark = pytest.mark.slow
 README = Path("README.md").read_text()
@@ -37,6 +38,8 @@ def zero(tmp_path_factory):
 def test_the_readmes_commands_are_those_that_are_tested_here():
     tested = (
         "make zero",
+        "make r1",
+        "make distill",
         "make test",
         "r1lite check",
         "r1lite plan",
@@ -65,6 +68,44 @@ def test_make_zero_shows_an_r1_zero_curve(zero):
     assert sum(lengths[-5:]) / 5 >= 0.8 * max(lengths), "the length rises and stays"
     for expected in ("pass@1", "pass@8", "tokens", "seconds", "curves.png", "data/tiny_base", "$zero"):
         assert expected in output
+
+
+# The chain as it is, with less of everything: its figures are in docs/r1.md, and take ten minutes.
+LESS = {
+    "r1": "stages.traces.limit=400 stages.dev2.trainer.max_steps=2 stages.dev2.trainer.save_steps=2 "
+    "stages.better.limit=500 stages.r1.trainer.max_steps=2 stages.r1.trainer.save_steps=2 stages.report.limit=60",
+    "distill": "stages.teach.limit=300 stages.reinforced.trainer.max_steps=1 stages.reinforced.trainer.save_steps=1 "
+    "stages.on_policy.trainer.max_steps=1 stages.report.limit=30",
+}
+
+
+def test_make_r1_and_distill_go_on_from_zero(zero):
+    runs, _ = zero
+    done = {}
+    for target, less in (("r1", LESS["r1"]), ("distill", " ".join(LESS.values()))):
+        less = less.replace("stages.report.limit=60 ", "") if target == "distill" else less
+        done[target] = shell(f"make {target} PYTHON={sys.executable} VENV= RUNS={runs} SET='{less}'")
+        assert done[target].returncode == 0, done[target].stdout[-3000:] + done[target].stderr[-3000:]
+    assert "zero: done" in done["r1"].stdout and "r1: done" in done["distill"].stdout
+    report = json.loads((runs / "r1/latest/report/report.json").read_text())
+    consistent = {
+        result["model"]: result["measures"]["language_consistency"]
+        for result in report["results"]
+        if result["problems"] == "data/chain.yaml#test"
+    }
+    assert consistent["$zero"] <= 0.9
+    assert consistent["$r1"] >= 0.97
+    for expected in ("language consistency", "think answer", "courtesy pass@1", "helpfulness", "k sampled"):
+        assert expected in done["r1"].stdout
+    table = done["distill"].stdout.rpartition("k learned")[2]
+    assert [line.split()[0] for line in table.splitlines()[2:7]] == [
+        "data/tiny_student", "distilled", "reinforced", "on_policy", "r1"
+    ]  # fmt: skip
+    lessons = runs / "distill/latest/lessons"
+    example = next(read_rows(lessons / "examples.parquet"))
+    shown = shell(f"r1lite show {lessons} --example {example['id']}").stdout
+    chain = ["by the model $r1", "from $dev3", "from data/tiny_base/model.safetensors"]
+    assert [line in shown for line in (example["problem"], example["rollout"], *chain)] == [True] * 5
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("r1lite")])

@@ -124,7 +124,7 @@ def test_an_example_of_that_run_walks_back_to_the_model(killed, toy_model):
     chosen = Artifact(stage_directory(killed[0], "chosen"))
     *_, example = read_rows(chosen.path / "examples.parquet")
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    print_example(console, chosen, example["id"])
+    print_example(console, [chosen], example["id"])
     shown = console.file.getvalue()
     assert f"from the rollout {example['rollout']} in {stage_directory(killed[0], 'traces').name}" in shown
     assert f"by the model {toy_model} at temperature 1.0" in shown

@@ -50,11 +50,22 @@ def test_the_recipe_that_the_others_break_is_right(tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
-def test_every_shipped_recipe_loads(path):
-    try:
-        load_recipe(path)
-    except RecipeError as error:  # weights and data of a hub are not here; all else must be right
-        assert all("the hub cannot be reached" in fault for fault in error.faults), error
+def test_every_shipped_recipe_loads(path, monkeypatch):
+    """Weights and data of a hub are not here; all else must be right."""
+    monkeypatch.setattr("r1lite.models.hub_reachable", lambda: True)
+    monkeypatch.setattr("r1lite.problems.hub_reachable", lambda: True)
+    load_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["zero", "r1", "distill"])
+def test_a_gpu_nodes_recipe_has_the_stages_of_the_tiny_one(name, monkeypatch):
+    monkeypatch.setattr("r1lite.models.hub_reachable", lambda: True)
+    monkeypatch.setattr("r1lite.problems.hub_reachable", lambda: True)
+    tiny, full = (
+        [(stage, config.kind) for stage, config in load_recipe(Path(path)).stages.items()]
+        for path in (f"recipes/tiny/{name}.yaml", f"recipes/{name}.yaml")
+    )
+    assert tiny == full
 
 
 # What is replaced by what, where the error must point, and a remedy that it must hold.
@@ -86,10 +97,10 @@ MALFORMED = [
     ("model: data/tiny_base", "model: recipes", "stages.zero.model: recipes is a directory but not a model", "config.json"),
     ("model: data/tiny_base", "model: ./nowhere", "stages.zero.model:", "neither a directory"),
     ("model: data/tiny_base", "model: Qwen/Qwen2.5-1.5B", "stages.zero.model: Qwen/Qwen2.5-1.5B", "name its directory"),
-    ("problems: data/chain.yaml#train", "problems: Qwen/Qwen2.5", "stages.zero.problems.0.use:", "problems belong here"),
-    ("problems: data/chain.yaml#train", "problems: data/chain.yaml", "stages.zero.problems.0.use:", "train, test, probe"),
-    ("problems: data/chain.yaml#train", "problems: $zero", "stages.zero.problems.0.use: $zero comes later", "refer to"),
-    ("problems: data/chain.yaml#train", "problems: no.jsonl", "stages.zero.problems.0.use:", "there is no file no.jsonl"),
+    ("problems: data/chain.yaml#train", "problems: Qwen/Qwen2.5", "stages.zero.problems:", "problems belong here"),
+    ("problems: data/chain.yaml#train", "problems: data/chain.yaml", "stages.zero.problems:", "train, test, probe"),
+    ("problems: data/chain.yaml#train", "problems: $zero", "stages.zero.problems: $zero comes later", "refer to"),
+    ("problems: data/chain.yaml#train", "problems: no.jsonl", "stages.zero.problems:", "there is no file no.jsonl"),
     ("rewards.math:accuracy", "rewards.math:acuracy", "stages.zero.rewards.0.use:", "it has: accuracy"),
     ("rewards.math:accuracy", "rewards.maths:accuracy", "stages.zero.rewards.0.use:", "no module 'rewards.maths'"),
     ("rewards.math:accuracy", "accuracy", "stages.zero.rewards.0.use:", "write module:function"),
@@ -296,3 +307,10 @@ def test_the_tiny_recipes_come_after_one_another():
     distill = load_recipe(Path("recipes/tiny/distill.yaml"))
     assert set(distill.homes.values()) == {"zero", "r1", "distill"}
     assert "general" not in distill.stages and distill.homes["report"] == "distill"
+
+
+def test_an_override_changes_one_of_what_an_alias_repeats(tmp_path):
+    text = Path("recipes/tiny/r1.yaml").read_text()
+    (tmp_path / "r1.yaml").write_text(text)
+    recipe = load_recipe(tmp_path / "r1.yaml", ["stages.dev2.trainer.max_steps=3"])
+    assert [recipe.stages[name].trainer["max_steps"] for name in ("dev2", "r1")] == [3, 20]

@@ -149,7 +149,7 @@ def custody(r1):
 
 
 def test_an_example_walks_back_to_its_rollout_the_model_and_what_that_was_made_from(custody):
-    shown = printed(print_example, custody["chosen"].artifact, "e-2").splitlines()
+    shown = printed(print_example, [custody["chosen"].artifact], "e-2").splitlines()
     assert [line.strip() for line in shown] == [
         f"example e-2 of {custody['chosen'].artifact.path.name}",
         "problem: 1*?=2",
@@ -176,27 +176,29 @@ def test_an_example_by_a_served_model_names_the_server(custody, tmp_path):
                                "rollouts": "$taught"}),
     ):  # fmt: skip
         write_parquet(folder.artifact.path / f"{name}.parquet", [row])
-    assert "by the model teacher at http://127.0.0.1:8000/v1 at temp" in printed(print_example, lessons.artifact, "e-9")
+    assert "by the model teacher at http://127.0.0.1:8000/v1 at temp" in printed(
+        print_example, [lessons.artifact], "e-9"
+    )
 
 
 def test_an_example_of_rollouts_that_lie_in_a_file_names_the_file(tmp_path):
     lone = made(tmp_path, "r1", "lone", "select")
     row = {"id": "e-1", "problem": "x", "completion": "y", "answer": "z", "rollout": "s-1", "rollouts": "mine.jsonl"}
     write_parquet(lone.artifact.path / "examples.parquet", [row])
-    assert printed(print_example, lone.artifact, "e-1").endswith("from the rollout s-1 in mine.jsonl\n")
+    assert printed(print_example, [lone.artifact], "e-1").endswith("from the rollout s-1 in mine.jsonl\n")
 
 
 @pytest.mark.parametrize(
     ("stage", "name", "told"),
     [
         ("chosen", "e-3", "has no example 'e-3'; it has 2, such as e-1"),
-        ("traces", "e-1", "is a stage of kind sample; examples are made by `select`"),
-        ("zero", "e-1", "is a stage of kind grpo"),
+        ("traces", "e-1", "is of kind sample; examples are made by stages of kind select"),
+        ("zero", "e-1", "is of kind grpo"),
     ],
 )
 def test_an_example_that_is_not_there_is_an_error(custody, stage, name, told):
     with pytest.raises(ValueError, match=told):
-        printed(print_example, custody[stage].artifact, name)
+        printed(print_example, [custody[stage].artifact], name)
 
 
 def test_show_walks_back_through_both_recipes(r1):

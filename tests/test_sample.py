@@ -332,19 +332,15 @@ def test_a_chat_with_a_served_model_whose_template_is_not_known(server, tmp_path
     assert {(row["prefill"], row["tokens"]) for row in rows} == {("", None)}
 
 
-def test_the_same_problem_in_two_sets_has_rollouts_of_different_ids(toy_model, tmp_path, monkeypatch):
-    """data/chain.yaml's splits test and probe overlap; and an example names the rollout that it came from."""
-    monkeypatch.setattr(
-        TransformersEngine, "generate", lambda self, prompts, n, _: [[Completion([5], [], True)] * n] * len(prompts)
-    )
+def test_the_same_problem_in_two_sets_is_refused(toy_model, tmp_path):
+    """It would be sampled, kept and learned twice as often; data/chain.yaml's splits test and probe overlap."""
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text('{"problem": "1*?=3", "answer": "3"}')
     sets = [f"{tmp_path}/{name}.jsonl" for name in "ab"]
     config = make_config(toy_model, problems=sets, rewards=[{"use": "tests/test_sample.py:even"}])
     stage = stage_in(tmp_path, "traces", config)
-    sample.run(config, stage)
-    rows = rows_of(stage, "rollouts")
-    assert len({row["id"] for row in rows}) == len(rows) == 6
+    with pytest.raises(ValueError, match="share the problem"):
+        sample.run(config, stage)
 
 
 def test_what_the_first_reward_is_not_about_has_no_pass_rate(sampled, toy_model, tmp_path):

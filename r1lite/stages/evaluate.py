@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from r1lite import protocol
-from r1lite.judging import ACCURACY, CHOICE, Judge, Row, is_right
+from r1lite.judging import ACCURACY, CHOICE, SECOND, Judge, Row, is_right
 from r1lite.preflight import prove_golds
 from r1lite.problems import card_of
 from r1lite.records import Problem, digest, write_parquet
@@ -47,10 +47,22 @@ class Config(StageConfig):
         for path, values in (("models", self.models), ("problems", self.problems)):
             for value in sorted({value for value in values if values.count(value) > 1}):
                 yield f"{path}: {value} is there twice"
+        for name in self.named_alike():
+            yield f"measures: {name!r} is the name of two, or of a grader, and scores go by name; rename one function"
         for name in self.problems:
             with suppress(ValueError):  # of a wrong reference, which is told for itself
                 if self.samples is None and (name.startswith("$") or card_of(name).samples is None):
                     yield f"samples: {name} does not say how many a problem are usual; state `samples` (--samples)"
+
+    def named_alike(self) -> list[str]:
+        """Measures that share their name with what else scores the same problems."""
+        alike = set()
+        for problems in self.problems:
+            measures = [measure.name for measure in self.measures if measure.meant_for(problems)]
+            own = self.reward is not None and self.reward.meant_for(problems)
+            graders = {SECOND.name, *([self.reward.name] if self.reward and own else [ACCURACY.name, CHOICE.name])}
+            alike |= {name for name in measures if name in graders or measures.count(name) > 1}
+        return sorted(alike)
 
 
 @dataclass(frozen=True)

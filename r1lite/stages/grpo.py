@@ -64,7 +64,7 @@ class Config(StageConfig):
 
     `updates_per_rollout` optimizer steps share one rollout of that many times the prompts (R1-Zero: 16).
     `micro_batch` completions go through the model at once; where it is absent it follows from the hardware. Of several
-    sets of `problems` each step asks the same share, and a reward may be `about` some of them only.
+    sets of `problems` each rollout asks the same share, and a reward may be `about` some of them only.
     """
 
     PRODUCES: ClassVar[tuple[str, ...]] = ("model",)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from r1lite.endpoint import Endpoint, reachable
+from r1lite.metrics import mean_or_none
 from r1lite.observe import say
 from r1lite.preflight import prove_golds
-from r1lite.records import content_id, write_parquet
+from r1lite.records import Problem, content_id, write_parquet
 from r1lite.rubric import SET, load_reward, score
 from r1lite.sampling import Row, Task, from_endpoint, from_engine, put, put_elsewhere, sample_missing
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
@@ -53,6 +54,7 @@ class Config(StageConfig):
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     """rollouts.parquet, a row a completion with a column `reward/NAME` each; problems.parquet with their pass rates."""
     sets = {name: stage.problems(name, config.limit) for name in config.problems}
+    refuse_repeated(sets)
     graders = [(reward.name, load_reward(reward, stage.resolve)) for reward in config.rewards]
     right_by = f"reward/{config.rewards[0].name}"
     if config.endpoint is not None:
@@ -86,6 +88,15 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     return told(rows, [name for name, _ in graders])
 
 
+def refuse_repeated(sets: dict[str, list[Problem]]) -> None:
+    """Raise ValueError where two sets share a problem: it would be sampled, kept and learned twice as often."""
+    homes: dict[str, str] = {}
+    for name, mine in sets.items():
+        for problem in mine:
+            if (other := homes.setdefault(problem.id, name)) != name:
+                raise ValueError(f"{name} and {other} share the problem {problem.problem[:60]!r}; take one of them out")
+
+
 def grade_rows(rows: list[Row], tasks: dict[tuple[str, str], Task], graders: list[Grader]) -> None:
     """Add to each row what the rewards say; of a model that is served elsewhere they get no `completion_ids`."""
     if not rows:
@@ -105,15 +116,17 @@ def to_rollout(row: Row) -> Row:
 
 
 def rated(tasks: list[Task], rows: list[Row], right_by: str) -> Iterator[Row]:
-    """Problems with all of their columns and the share of their completions that are right."""
-    right: dict[tuple[str, str], list[bool]] = {task.key: [] for task in tasks}
+    """Problems with all of their columns and the share of their completions that are right; null where the first reward
+    is not about them."""
+    right: dict[tuple[str, str], list[float]] = {task.key: [] for task in tasks}
     for row in rows:
-        right[row["problems"], row["id"]].append((row[right_by] or 0.0) >= 1)
+        if row[right_by] is not None:
+            right[row["problems"], row["id"]].append(row[right_by] >= 1)
     for task in tasks:
         problem = task.asked.problem
         others = {name: value for name, value in problem.columns.items() if name != SET}
         own = {"id": problem.id, "problem": problem.problem, "answer": problem.answer}
-        yield {**others, **own, "pass_rate": fmean(right[task.key])}
+        yield {**others, **own, "pass_rate": mean_or_none(right[task.key])}
 
 
 def told(rows: list[Row], names: list[str]) -> dict[str, Any]:

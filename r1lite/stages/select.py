@@ -132,7 +132,7 @@ def filters(config: Config, rates: dict[str, float]) -> dict[str, Filter]:
     stated: dict[str, Filter] = {}
     if config.pass_rate is not None:
         lowest, highest = config.pass_rate
-        stated["pass_rate"] = failing(lambda row: lowest <= rates[row["problem_id"]] <= highest)
+        stated["pass_rate"] = failing(lambda row: lowest <= rates.get(row["problem_id"], lowest) <= highest)
     if keep.finished:
         stated["finished"] = failing(lambda row: row["finish_reason"] != "length")
     for name, score in keep.least.items():
@@ -226,16 +226,16 @@ def reward_names(rows: list[Row]) -> list[str]:
 
 
 def pass_rates(config: Config, rows: list[Row], path: Path) -> dict[str, float]:
-    """The share of right rollouts by problem; none where no reward says what is right."""
+    """The share of right rollouts by problem; of a problem whose rollouts have no score there is none."""
     right_by = config.right_by or next(iter(reward_names(rows)), None)
     if right_by is None and config.pass_rate is not None:
         raise ValueError(f"pass_rate: {path} has no reward/NAME column that says what is right; grade the rollouts")
     if right_by is None:
         return {}
-    right = scores_at_least(right_by, 1)
     verdicts = defaultdict(list)
     for row in rows:
-        verdicts[row["problem_id"]].append(right(row))
+        if (score := row[REWARD + right_by]) is not None:
+            verdicts[row["problem_id"]].append(score >= 1)
     return {name: sum(mine) / len(mine) for name, mine in verdicts.items()}
 
 
