@@ -167,8 +167,8 @@ def build_recipe(data: dict[str, Any], source: str, after: Recipe | None = None)
         for path, kind, value in references(config):
             fault = check_reference(config, kind, value, raw, before | stages, earlier)
             if fault:
-                alone = isinstance(raw[stage].get("problems"), str)  # and not as the only one of a list
-                faults.append(f"stages.{stage}.{path.removesuffix('.0.use') if alone else path}: {fault}")
+                alone = path == "problems.0.use" and isinstance(raw[stage]["problems"], str)  # not in a list
+                faults.append(f"stages.{stage}.{'problems' if alone else path}: {fault}")
     needed = needed_of(after, list(stages.values())) if after else []
     faults += [f"stages.{stage}: {after.source} has a stage of that name which is needed here; rename this one"
                for stage in needed if after and stage in raw]  # fmt: skip
