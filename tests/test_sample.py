@@ -344,7 +344,8 @@ def test_the_same_problem_in_two_sets_is_refused(toy_model, tmp_path):
 
 
 def test_what_the_first_reward_is_not_about_has_no_pass_rate(sampled, toy_model, tmp_path):
-    config = make_config(toy_model, rewards=[REWARDS[1], REWARDS[0]], limit=2)
+    rewards = [{**REWARDS[place], "preflight": False} for place in (1, 0)]
+    config = make_config(toy_model, rewards=rewards, limit=2)
     stage = stage_in(tmp_path, "traces", config)
     sample.run(config, stage)
     assert [row["pass_rate"] is None for row in rows_of(stage, "problems")] == [False, False, True, True]
