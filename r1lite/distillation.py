@@ -14,14 +14,13 @@ from datasets import Dataset
 from transformers import AutoConfig
 from trl import DistillationConfig, DistillationTrainer
 
-from r1lite.curves import draw_training
 from r1lite.metrics import reflective_words
 from r1lite.models import load_model, load_tokenizer
 from r1lite.preflight import prove_golds
 from r1lite.prompts import render
 from r1lite.records import Problem, Rollout
-from r1lite.trainer import EngineRollouts, check_prompts, grpo_engine, schedule, tokens_sampled
-from r1lite.training import StageCallback, training_arguments
+from r1lite.trainer import EngineRollouts, check_prompts, rollout_engine, schedule, train_from_engine
+from r1lite.training import training_arguments
 
 if TYPE_CHECKING:
     from r1lite.stages.distill import Config
@@ -38,7 +37,7 @@ def train_distill(config: "Config", stage: "Stage") -> dict[str, Any]:
     width = shared_width(path, teacher_path)
     problems = stage.problems(config.problems)
     probed = load_probed(config, stage, tokenizer)
-    longest = check_prompts(config, tokenizer, problems)  # type: ignore[arg-type]
+    longest = check_prompts(config, tokenizer, problems)
     arguments = distillation_arguments(config, stage, longest, len(problems))
     order = schedule(len(problems), config.prompts_per_step, arguments.max_steps, config.seed)
     model = load_model(path, "float32")
@@ -52,20 +51,10 @@ def train_distill(config: "Config", stage: "Stage") -> dict[str, Any]:
         train_dataset=to_dataset(config, problems).select([i for i in order for _ in range(config.generations)]),
         processing_class=tokenizer,
     )
-    trainer.engine = grpo_engine(config, arguments, path, model, tokenizer, longest)  # type: ignore[arg-type]
-    callback = StageCallback(stage, arguments.max_steps, trainer)
-    trainer.add_callback(callback)
-    callback.train(trainer)
-    trainer.engine.close()
-    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: on-policy distillation")
-    return {
-        "steps": arguments.max_steps,
-        "engine": trainer.engine.name,
-        "tokens_sampled": tokens_sampled(stage.path / "rollouts"),
-        "teacher_parameters": trainer.teacher_model.num_parameters(),
-        "student_parameters": model.num_parameters(),
-        "last": callback.last,
-    }
+    trainer.engine = rollout_engine(config, arguments, path, model, tokenizer, longest)
+    facts = train_from_engine(trainer, stage, "on-policy distillation")
+    sizes = {"teacher": trainer.teacher_model, "student": model}
+    return facts | {f"{name}_parameters": sized.num_parameters() for name, sized in sizes.items()}
 
 
 class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]

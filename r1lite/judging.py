@@ -46,7 +46,9 @@ class Judge:
     def __call__(self, asked: list[Asked], texts: list[str], ids: list[list[int]] | None = None) -> list[Row]:
         """For each completion `found`, the answer that it gives, and `reward/NAME`, each grader's score."""
         scores: dict[str, Sequence[float | None]] = {name: self.scores(name, asked, texts, ids) for name in self.names}
-        scores |= {name: score(measure, asked, texts, ids)[0] for name, measure in self.measures.items()}
+        for name, measure in self.measures.items():
+            scores[name], logged = score(measure, asked, texts, ids)
+            self.counts.update(logged)
         found = [self.read(each.prefill + text) for each, text in zip(asked, texts, strict=True)]
         return [
             {"found": answer or None, **{f"reward/{name}": values[index] for name, values in scores.items()}}

@@ -109,9 +109,9 @@ def models_table(planned: list[Planned], reports: list[dict[str, Any]]) -> Table
                 row[head + measure.replace("_", " ")] = number(mean)
             if not place:
                 row["tokens"] = "" if result["mean_tokens"] is None else f"{result['mean_tokens']:.1f}"
-    costs = {f"${item.spec.stage}": cost for item in planned if (cost := cost_of(item, planned))}
-    for model, row in cells.items():
-        row |= costs.get(model, {})
+    for item in planned:
+        if (made := f"${item.spec.stage}") in cells:
+            cells[made] |= cost_of(item, planned)
     columns = list(dict.fromkeys(name for row in cells.values() for name in row))
     table = new_table("model", *columns)
     for model, row in cells.items():

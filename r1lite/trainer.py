@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model
+from transformers import TrainingArguments
 from trl import GRPOConfig, GRPOTrainer
 
 from r1lite.curves import draw_training
@@ -41,8 +42,8 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     tokenizer = load_tokenizer(path)
     sets = [stage.problems(part.use) for part in config.problems]
     problems = [problem for mine in sets for problem in mine]
+    source = ", ".join(part.use for part in config.problems)
     for reward in config.rewards:
-        source = ", ".join(part.use for part in config.problems)
         prove_golds(reward, stage.resolve, config.prompt, tokenizer, problems, source)
     longest = check_prompts(config, tokenizer, problems)
     arguments = grpo_arguments(config, stage, longest, len(problems))
@@ -65,16 +66,21 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
         train_dataset=to_dataset(config, tokenizer, problems).select(order),
         processing_class=tokenizer,
     )
-    trainer.engine = grpo_engine(config, arguments, path, model, tokenizer, longest)
+    trainer.engine = rollout_engine(config, arguments, path, model, tokenizer, longest)
     # From here on `use_vllm` only turns on TRL's correction for an engine whose log-probs are not the trainer's own.
     trainer.use_vllm = trainer.engine.name == "vllm"
-    callback = StageCallback(stage, arguments.max_steps, trainer)
+    return train_from_engine(trainer, stage, "GRPO")
+
+
+def train_from_engine(trainer: Any, stage: "Stage", title: str) -> dict[str, Any]:
+    """Train with rollouts from the trainer's engine, from where an interrupted run was. Returns facts."""
+    callback = StageCallback(stage, trainer.args.max_steps, trainer)
     trainer.add_callback(callback)
     callback.train(trainer)
     trainer.engine.close()
-    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: GRPO")
+    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: {title}")
     return {
-        "steps": arguments.max_steps,
+        "steps": trainer.args.max_steps,
         "engine": trainer.engine.name,
         "tokens_sampled": tokens_sampled(stage.path / "rollouts"),
         "last": callback.last,
@@ -266,7 +272,7 @@ def to_dataset(config: "Config", tokenizer: Any, problems: list[Problem]) -> Dat
     return Dataset.from_dict({**columns, "prompt": prompts, "problem_id": [problem.id for problem in problems]})
 
 
-def check_prompts(config: "Config", tokenizer: Any, problems: list[Problem]) -> int:
+def check_prompts(config: Any, tokenizer: Any, problems: list[Problem]) -> int:
     """The length of the longest prompt in tokens; ValueError when the tokenizer cannot read the prompts."""
     encoded = [encode(tokenizer, render(config.prompt, problem.problem)) for problem in problems]
     if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in ids for ids in encoded):
@@ -278,8 +284,8 @@ def check_prompts(config: "Config", tokenizer: Any, problems: list[Problem]) -> 
     return max(len(ids) for ids in encoded)
 
 
-def grpo_engine(
-    config: "Config", arguments: GRPOConfig, path: Path, model: Any, tokenizer: Any, longest_prompt: int
+def rollout_engine(
+    config: Any, arguments: TrainingArguments, path: Path, model: Any, tokenizer: Any, longest_prompt: int
 ) -> Engine:
     """vLLM beside the model, or the model itself."""
     eos_token_ids = end_tokens(model.generation_config, tokenizer)

@@ -19,6 +19,35 @@ SOURCES = {
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "TrainingArguments": ("transformers", "training_args.py"),
 }
+# What r1lite sets for every trainer, and what to use instead; a stage adds its own.
+OWNED = {
+    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
+    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
+    **dict.fromkeys(("logging_steps", "logging_strategy", "disable_tqdm"), "metrics.jsonl, which has every step"),
+    "resume_from_checkpoint": "the same command again, which resumes",
+    "save_strategy": "save_steps",
+    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
+}
+# And for those whose completions come from an engine of ours.
+OWNED_WITH_ROLLOUTS = {
+    **OWNED,
+    "max_completion_length": "max_tokens",
+    "temperature": "temperature",
+    "per_device_train_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "prompts_per_step, generations and micro_batch",
+    **dict.fromkeys(("use_vllm", "vllm_mode"), "engine"),
+    "generation_kwargs": "temperature and max_tokens",
+    **dict.fromkeys(
+        ("top_p", "top_k", "min_p", "repetition_penalty"),
+        "temperature alone: any other cut makes the sampled distribution unlike the trained one",
+    ),
+    **dict.fromkeys(("shuffle_dataset", "remove_unused_columns"), "the order that the recipe's seed gives"),
+    **dict.fromkeys(
+        ("logging_steps", "logging_strategy", "log_completions", "disable_tqdm"), "metrics.jsonl and rollouts/"
+    ),
+    **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "probe"),
+}
+WHOLE_NUMBERS = ("max_steps", "num_iterations", "save_steps")
 PLAIN_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
@@ -59,6 +88,18 @@ def check_trainer(values: dict[str, Any], config_class: str, owned: dict[str, st
             problems.append(f"{key}: not a field of {config_class}{did_you_mean(key, valid)}")
         elif not fits(value, known[key]):
             problems.append(f"{key}: must be {known[key]}; got {value!r}")
+    return problems or check_steps(values)
+
+
+def check_steps(values: dict[str, Any]) -> list[str]:
+    """What is wrong with how long a trainer trains, where the types are right."""
+    problems = [
+        f"{key}: must be a whole number of at least 1; got {values[key]!r}"
+        for key in WHOLE_NUMBERS
+        if key in values and (not isinstance(values[key], int) or values[key] < 1)
+    ]
+    if values.get("num_train_epochs", 1) <= 0:
+        problems.append(f"num_train_epochs: must be more than 0; got {values['num_train_epochs']!r}")
     return problems
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from conftest import save_model
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from r1lite import distillation
 from r1lite.artifacts import Artifact, Spec
@@ -25,24 +25,10 @@ def evenness(completions, **_):
 
 def make_teacher(path, tokenizer, vocab_size: int) -> None:
     """Wider and shallower than the toy model, and with a head of its own."""
-    torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=64,
+    save_model(
+        path, tokenizer, 1, vocab_size=vocab_size, hidden_size=48, num_hidden_layers=1, num_key_value_heads=2,
         tie_word_embeddings=False,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

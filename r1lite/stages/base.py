@@ -7,27 +7,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from r1lite import trainer_keys
 from r1lite.observe import say
 from r1lite.plugins import load_function, load_module
 from r1lite.prompts import render
 from r1lite.stages.config import FunctionReference, StageConfig, Strict, shares
-from r1lite.trainer_keys import check_trainer
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
 OWNED = {
+    **trainer_keys.OWNED,
     "per_device_train_batch_size": "documents_per_step and micro_batch",
     "gradient_accumulation_steps": "documents_per_step and micro_batch",
     "max_steps": "documents: each is seen once",
     "num_train_epochs": "documents: each is seen once",
-    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
-    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
-    **dict.fromkeys(("logging_steps", "logging_strategy", "disable_tqdm"), "metrics.jsonl, which has every step"),
     **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "an eval stage"),
-    "resume_from_checkpoint": "the same command again, which resumes",
-    "save_strategy": "save_steps",
-    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
     "train_sampling_strategy": "the order that the recipe's seed gives",
 }
 
@@ -56,7 +51,7 @@ class Config(StageConfig):
     trainer: dict[str, Any] = Field(description="TrainingArguments' own keys, such as learning_rate")
 
     def faults(self) -> Iterator[str]:
-        for fault in check_trainer(self.trainer, "TrainingArguments", OWNED):
+        for fault in trainer_keys.check_trainer(self.trainer, "TrainingArguments", OWNED):
             yield f"trainer.{fault}"
         if self.micro_batch and self.documents_per_step % self.micro_batch:
             yield f"micro_batch: {self.micro_batch} does not divide documents_per_step = {self.documents_per_step}"

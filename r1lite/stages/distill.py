@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from r1lite import trainer_keys
 from r1lite.stages import grpo
 from r1lite.stages.config import EngineName, ModelReference, ProblemsReference, Reward, StageConfig
-from r1lite.trainer_keys import check_trainer
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
 OWNED = {
-    "max_completion_length": "max_tokens",
-    "temperature": "temperature",
-    "per_device_train_batch_size": "micro_batch",
-    "gradient_accumulation_steps": "prompts_per_step, generations and micro_batch",
+    **trainer_keys.OWNED_WITH_ROLLOUTS,
     "model_init_kwargs": "model",
     **dict.fromkeys(
         ("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs"),
@@ -27,27 +24,12 @@ OWNED = {
     "trust_remote_code": "nothing: no code that comes with a model is run",
     **dict.fromkeys(
         (
-            *("use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
+            *("vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
             *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout"),
             *("vllm_group_port", "vllm_max_model_length", "vllm_tensor_parallel_size", "cache_implementation"),
         ),
         "engine",
     ),
-    "generation_kwargs": "temperature and max_tokens",
-    **dict.fromkeys(
-        ("top_p", "top_k", "min_p", "repetition_penalty"),
-        "temperature alone: any other cut makes the sampled distribution unlike the trained one",
-    ),
-    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
-    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
-    **dict.fromkeys(("shuffle_dataset", "remove_unused_columns"), "the order that the recipe's seed gives"),
-    **dict.fromkeys(
-        ("logging_steps", "logging_strategy", "log_completions", "disable_tqdm"), "metrics.jsonl and rollouts/"
-    ),
-    **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "probe"),
-    "resume_from_checkpoint": "the same command again, which resumes",
-    "save_strategy": "save_steps",
-    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
 }
 STATED = {
     "learning_rate": "since it decides what is learned",
@@ -83,14 +65,11 @@ class Config(StageConfig):
     trainer: dict[str, Any] = Field(description="DistillationConfig's own keys, such as learning_rate and beta")
 
     def faults(self) -> Iterator[str]:
-        wrong = check_trainer(self.trainer, "DistillationConfig", OWNED)
-        yield from (f"trainer.{fault}" for fault in wrong)
-        for key in ("max_steps", "save_steps"):
-            value = self.trainer.get(key, 1)
-            if not wrong and (not isinstance(value, int) or value < 1):
-                yield f"trainer.{key}: must be a whole number of at least 1; got {value!r}"
-        if not wrong and not 0 <= self.trainer.get("beta", 1) <= 1:
-            yield f"trainer.beta: must be from 0 (forward KL) to 1 (reverse KL); got {self.trainer['beta']!r}"
+        for fault in trainer_keys.check_trainer(self.trainer, "DistillationConfig", OWNED):
+            yield f"trainer.{fault}"
+        beta = self.trainer.get("beta", 1)
+        if isinstance(beta, int | float) and not 0 <= beta <= 1:
+            yield f"trainer.beta: must be from 0 (forward KL) to 1 (reverse KL); got {beta!r}"
         for key, why in STATED.items():
             if key not in self.trainer:
                 yield f"trainer.{key}: missing; state it, {why}"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from r1lite import trainer_keys
 from r1lite.stages.config import (
     EngineName,
     Mixture,
@@ -14,38 +15,17 @@ from r1lite.stages.config import (
     StageConfig,
     Strict,
 )
-from r1lite.trainer_keys import check_trainer
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
 OWNED = {
+    **trainer_keys.OWNED_WITH_ROLLOUTS,
     "num_generations": "generations",
-    "max_completion_length": "max_tokens",
-    "temperature": "temperature",
-    "per_device_train_batch_size": "micro_batch",
-    "gradient_accumulation_steps": "prompts_per_step, generations and micro_batch",
     "generation_batch_size": "prompts_per_step and updates_per_rollout",
     "steps_per_generation": "updates_per_rollout",
     "reward_weights": "the weight of each reward",
-    "use_vllm": "engine",
-    "vllm_mode": "engine",
     "use_transformers_continuous_batching": "engine",
-    "generation_kwargs": "temperature and max_tokens",
-    **dict.fromkeys(
-        ("top_p", "top_k", "min_p", "repetition_penalty"),
-        "temperature alone: any other cut makes the sampled distribution unlike the trained one",
-    ),
-    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
-    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
-    **dict.fromkeys(("shuffle_dataset", "remove_unused_columns"), "the order that the recipe's seed gives"),
-    **dict.fromkeys(
-        ("logging_steps", "logging_strategy", "log_completions", "disable_tqdm"), "metrics.jsonl and rollouts/"
-    ),
-    **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "probe"),
-    "resume_from_checkpoint": "the same command again, which resumes",
-    "save_strategy": "save_steps",
-    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
 }
 STATED = ("learning_rate", "loss_type", "scale_rewards", "beta")  # TRL's defaults are not R1's, so a recipe says them
 
@@ -94,13 +74,8 @@ class Config(StageConfig):
         return int(self.trainer.get("save_steps", -(-50 // self.steps_per_rollout) * self.steps_per_rollout))
 
     def faults(self) -> Iterator[str]:
-        wrong = check_trainer(self.trainer, "GRPOConfig", OWNED)
+        wrong = trainer_keys.check_trainer(self.trainer, "GRPOConfig", OWNED)
         yield from (f"trainer.{fault}" for fault in wrong)
-        for key in ("max_steps", "num_iterations", "save_steps"):
-            value = self.trainer.get(key, 1)
-            if not wrong and (not isinstance(value, int) or value < 1):
-                wrong.append(key)
-                yield f"trainer.{key}: must be a whole number of at least 1; got {value!r}"
         for key in STATED:
             if key not in self.trainer:
                 yield f"trainer.{key}: missing; state it, since TRL's default is not R1's"

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from r1lite import trainer_keys
 from r1lite.stages.config import ModelReference, ProblemsReference, StageConfig
-from r1lite.trainer_keys import check_trainer
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
 OWNED = {
+    **trainer_keys.OWNED,
     "max_length": "max_tokens",
     "per_device_train_batch_size": "micro_batch",
     "gradient_accumulation_steps": "pairs_per_step and micro_batch",
@@ -20,14 +21,8 @@ OWNED = {
     "trust_remote_code": "a model that transformers knows: no code of a model is run",
     **dict.fromkeys(("chat_template_path", "eos_token", "pad_token"), "a model whose tokenizer has what is needed"),
     "dataset_num_proc": "nothing: r1lite makes the tokens itself",
-    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
     "train_sampling_strategy": "the order that the recipe's seed gives",
-    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
-    **dict.fromkeys(("logging_steps", "logging_strategy", "disable_tqdm"), "metrics.jsonl, which has every step"),
     **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps"), "held_out"),
-    "resume_from_checkpoint": "the same command again, which resumes",
-    "save_strategy": "save_steps",
-    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
 }
 
 
@@ -58,14 +53,8 @@ class Config(StageConfig):
     trainer: dict[str, Any] = Field(description="RewardConfig's own keys, such as learning_rate and num_train_epochs")
 
     def faults(self) -> Iterator[str]:
-        wrong = check_trainer(self.trainer, "RewardConfig", OWNED)
-        yield from (f"trainer.{fault}" for fault in wrong)
-        for key in ("max_steps", "save_steps"):
-            value = self.trainer.get(key, 1)
-            if not wrong and (not isinstance(value, int) or value < 1):
-                yield f"trainer.{key}: must be a whole number of at least 1; got {value!r}"
-        if not wrong and self.trainer.get("num_train_epochs", 1) <= 0:
-            yield f"trainer.num_train_epochs: must be more than 0; got {self.trainer['num_train_epochs']!r}"
+        for fault in trainer_keys.check_trainer(self.trainer, "RewardConfig", OWNED):
+            yield f"trainer.{fault}"
         if "learning_rate" not in self.trainer:
             yield "trainer.learning_rate: missing; state it, since TRL's default is not R1's (6.0e-6)"
         if ("max_steps" in self.trainer) == ("num_train_epochs" in self.trainer):

@@ -4,6 +4,7 @@ What is kept of them is another stage's business (`select`), so that a filter ca
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -69,23 +70,23 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
         tokenizer = load_tokenizer(path)
         source = from_engine(config, config.engine, path, tokenizer)
         tasks = [put(config.prompt, tokenizer, each, p, config.samples) for each, mine in sets.items() for p in mine]
+    problems = [problem for mine in sets.values() for problem in mine]
     for reward in config.rewards:
-        problems = [problem for mine in sets.values() for problem in mine]
         prove_golds(reward, stage.resolve, config.prompt, tokenizer, problems, ", ".join(sets))
-    by_key = {task.key: task for task in tasks}
+    by_key, counts = {task.key: task for task in tasks}, Counter[str]()
     rows = sample_missing(
         name,
         stage.path / "parts",
         tasks,
         source,
-        lambda rows: grade_rows(rows, by_key, graders),
+        lambda rows: counts.update(grade_rows(rows, by_key, graders)),
         lambda row: (row[right_by] or 0.0) >= 1,
     )
     rows.sort(key=lambda row: (config.problems.index(row["problems"]), row["id"], row["sample"]))
     write_parquet(stage.path / "rollouts.parquet", map(to_rollout, rows))
     write_parquet(stage.path / "problems.parquet", rated(tasks, rows, right_by))
     shutil.rmtree(stage.path / "parts")  # all of it is in rollouts.parquet by now
-    return told(rows, [name for name, _ in graders])
+    return told(rows, [name for name, _ in graders], counts)
 
 
 def refuse_repeated(sets: dict[str, list[Problem]]) -> None:
@@ -97,16 +98,22 @@ def refuse_repeated(sets: dict[str, list[Problem]]) -> None:
                 raise ValueError(f"{name} and {other} share the problem {problem.problem[:60]!r}; take one of them out")
 
 
-def grade_rows(rows: list[Row], tasks: dict[tuple[str, str], Task], graders: list[Grader]) -> None:
-    """Add to each row what the rewards say; of a model that is served elsewhere they get no `completion_ids`."""
+def grade_rows(rows: list[Row], tasks: dict[tuple[str, str], Task], graders: list[Grader]) -> Counter[str]:
+    """Add to each row what the rewards say, and return what they have logged, such as timeouts.
+
+    Of a model that is served elsewhere they get no `completion_ids`.
+    """
+    counts = Counter[str]()
     if not rows:
-        return
+        return counts
     asked = [tasks[row["problems"], row["id"]].asked for row in rows]
     texts, ids = [row["completion"] for row in rows], [row["token_ids"] for row in rows]
     for name, grader in graders:
-        scores, _ = score(grader, asked, texts, None if None in ids else ids)
+        scores, logged = score(grader, asked, texts, None if None in ids else ids)
+        counts.update(logged)
         for row, value in zip(rows, scores, strict=True):
             row[f"reward/{name}"] = value
+    return counts
 
 
 def to_rollout(row: Row) -> Row:
@@ -129,12 +136,13 @@ def rated(tasks: list[Task], rows: list[Row], right_by: str) -> Iterator[Row]:
         yield {**others, **own, "pass_rate": mean_or_none(right[task.key])}
 
 
-def told(rows: list[Row], names: list[str]) -> dict[str, Any]:
+def told(rows: list[Row], names: list[str], counts: Counter[str]) -> dict[str, Any]:
     means = {}
     for name in names:
         given = [row[f"reward/{name}"] for row in rows if row[f"reward/{name}"] is not None]
         means[name] = fmean(given) if given else None
     tokens = [row["tokens"] for row in rows if row["tokens"] is not None]
     shown = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items() if mean is not None)
-    say(f"  {len(rows):,} rollouts, {sum(tokens):,} tokens: {shown}")
-    return {"rollouts": len(rows), "tokens_sampled": sum(tokens), "rewards": means}
+    logged = "".join(f", {name} {count:g}" for name, count in counts.items() if count)
+    say(f"  {len(rows):,} rollouts, {sum(tokens):,} tokens: {shown}{logged}")
+    return {"rollouts": len(rows), "tokens_sampled": sum(tokens), "rewards": means, "logged": dict(counts)}

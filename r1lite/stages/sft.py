@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from r1lite import trainer_keys
 from r1lite.prompts import CHAT
 from r1lite.stages.config import ExamplesReference, ModelReference, StageConfig
-from r1lite.trainer_keys import check_trainer
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
 OWNED = {
+    **trainer_keys.OWNED,
     "per_device_train_batch_size": "rows_per_step and micro_batch",
     "gradient_accumulation_steps": "rows_per_step and micro_batch",
     "average_tokens_across_devices": "nothing: a step's loss is the mean over all of its tokens, on however many GPUs",
@@ -24,17 +25,11 @@ OWNED = {
     **dict.fromkeys(("packing_strategy", "padding_free"), "packing: on or off; an example never sees another"),
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "model"),
     "pad_token": "nothing: padding is neither read nor learned",
-    **dict.fromkeys(("seed", "data_seed"), "the recipe's seed"),
     **dict.fromkeys(
         ("shuffle_dataset", "train_sampling_strategy", "remove_unused_columns"),
         "the order that the recipe's seed gives",
     ),
-    **dict.fromkeys(("output_dir", "logging_dir"), "the option --runs"),
-    **dict.fromkeys(("logging_steps", "logging_strategy", "disable_tqdm"), "metrics.jsonl, which has every step"),
     **dict.fromkeys(("do_train", "do_eval", "eval_strategy", "eval_steps", "eval_packing"), "an eval stage"),
-    "resume_from_checkpoint": "the same command again, which resumes",
-    "save_strategy": "save_steps",
-    "save_total_limit": "nothing: the two newest checkpoints are kept while training",
 }
 
 
@@ -60,14 +55,8 @@ class Config(StageConfig):
         return bool(self.trainer.get("packing", True))
 
     def faults(self) -> Iterator[str]:
-        wrong = check_trainer(self.trainer, "SFTConfig", OWNED)
-        yield from (f"trainer.{fault}" for fault in wrong)
-        for key in ("max_steps", "save_steps"):
-            value = self.trainer.get(key, 1)
-            if not wrong and (not isinstance(value, int) or value < 1):
-                yield f"trainer.{key}: must be a whole number of at least 1; got {value!r}"
-        if not wrong and self.trainer.get("num_train_epochs", 1) <= 0:
-            yield f"trainer.num_train_epochs: must be more than 0; got {self.trainer['num_train_epochs']!r}"
+        for fault in trainer_keys.check_trainer(self.trainer, "SFTConfig", OWNED):
+            yield f"trainer.{fault}"
         if "learning_rate" not in self.trainer:
             yield "trainer.learning_rate: missing; state it, since it depends on the model"
         if ("max_steps" in self.trainer) == ("num_train_epochs" in self.trainer):
