@@ -1,6 +1,6 @@
 """On-policy distillation by TRL's DistillationTrainer: the seams that it leaves open, filled.
 
-As in r1lite/trainer.py the rollouts come from an `Engine`, the prompts in an order that follows from the seed alone,
+As in r1lite/rollouts.py the rollouts come from an `Engine`, the prompts in an order that follows from the seed alone,
 and every rollout is kept. The loss is TRL's own: over the tokens of the completions, the mean divergence of the
 student's next-token distribution from the teacher's.
 """
@@ -19,7 +19,8 @@ from r1lite.models import load_model, load_tokenizer
 from r1lite.preflight import prove_golds
 from r1lite.prompts import render
 from r1lite.records import Problem, Rollout
-from r1lite.trainer import EngineRollouts, check_prompts, rollout_engine, schedule, train_from_engine
+from r1lite.rollouts import EngineRollouts, Sampled, check_prompts, rollout_engine, train_from_engine
+from r1lite.schedule import schedule
 from r1lite.training import training_arguments
 
 if TYPE_CHECKING:
@@ -65,16 +66,21 @@ class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]
         self.prepare(config, stage, probed, config.probe.reward if config.probe else None)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
-        self.sample(prompt_ids)
+        self.sample(prompt_ids[:: self.config.generations])
         return [completion.token_ids for completion in self.sampled]
 
-    def rows_of(self, sampled: list[tuple[str, list[int], bool]]) -> list[Rollout]:
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        self.keep(inputs, [])
+        return batch
+
+    def rows_of(self, sampled: list[Sampled]) -> list[Rollout]:
         """The rollout as rows, which have no rewards; what TRL does not measure is added to the step's metrics."""
-        texts = self.processing_class.batch_decode([ids for _, ids, _ in sampled], skip_special_tokens=True)
+        texts = self.processing_class.batch_decode([ids for _, ids, *_ in sampled], skip_special_tokens=True)
         self._metrics["train"]["reflective_words"].append(fmean(map(reflective_words, texts)))
         return [
-            Rollout(problem_id, index % self.config.generations, text, len(ids), truncated, {}, self.rollout_seed())
-            for index, ((problem_id, ids, truncated), text) in enumerate(zip(sampled, texts, strict=True))
+            Rollout(problem_id, index % self.config.generations, text, len(ids), truncated, {}, seed)
+            for index, ((problem_id, ids, truncated, seed), text) in enumerate(zip(sampled, texts, strict=True))
         ]
 
     def save_reference(self, checkpoint: Path) -> None:

@@ -5,7 +5,7 @@ sampled. `generate` returns the log-probs of the distribution sampled from (afte
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -74,12 +74,21 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def dtype(self) -> "torch.dtype":
+        """In which it keeps its weights."""
+        ...
+
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         """`n` completions for each prompt, as token ids: (P, n)."""
         ...
 
     def sync(self, model: Any) -> None:
         """Take over the weights of `model`, which has the shape of the engine's own."""
+        ...
+
+    def weight_sums(self) -> tuple[float, float]:
+        """The sums of the weights that it samples from, and of their absolute values, in float64."""
         ...
 
     def close(self) -> None:
@@ -115,6 +124,14 @@ class TransformersEngine:
 
     def __init__(self, model: Any, eos_token_ids: list[int], pad_token_id: int) -> None:
         self.model, self.eos_token_ids, self.pad_token_id = model, eos_token_ids, pad_token_id
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        found: torch.dtype = self.model.dtype
+        return found
+
+    def weight_sums(self) -> tuple[float, float]:
+        return weight_sums(self.model.parameters(), self.dtype)
 
     def sync(self, model: Any) -> None:
         self.model = model
@@ -220,6 +237,19 @@ def sample(logits_BV: "torch.Tensor", sampling: Sampling, generator: "torch.Gene
     return token.squeeze(1), logprobs_BV.gather(1, token).squeeze(1)
 
 
+def weight_sums(weights: "Iterable[torch.Tensor]", dtype: "torch.dtype") -> tuple[float, float]:
+    """The sums of all weights and of their absolute values, once they are of a type, in float64.
+
+    They do not depend on how an engine lays its weights out: fused, or padded with zeros.
+    """
+    plain = absolute = 0.0
+    for weight in weights:
+        exact = weight.detach().to(dtype).double()
+        plain += exact.sum().item()
+        absolute += exact.abs().sum().item()
+    return plain, absolute
+
+
 class VLLMEngine:
     """vLLM in this process, on its GPU, so that it can follow, by `sync`, a model that trains beside it.
 
@@ -236,11 +266,13 @@ class VLLMEngine:
         max_length: int,
         seed: int,
         memory_share: float,
-        dtype: str = "auto",
+        dtype: str,
     ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        import torch
         from vllm import LLM
 
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.eos_token_ids = eos_token_ids
         self.llm = LLM(
             model=str(path),
@@ -257,6 +289,13 @@ class VLLMEngine:
         weights = [(name, parameter.data) for name, parameter in model.named_parameters()]
         self.llm.collective_rpc(lambda worker: worker.model_runner.model.load_weights(weights))
         self.llm.reset_prefix_cache()
+
+    def weight_sums(self) -> tuple[float, float]:
+        dtype = self.dtype
+        found: list[tuple[float, float]] = self.llm.collective_rpc(
+            lambda worker: weight_sums(worker.model_runner.model.parameters(), dtype)
+        )
+        return found[0]
 
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

@@ -87,6 +87,17 @@ def scores_of(
     return asyncio.run(scores) if inspect.iscoroutine(scores) else scores
 
 
+def all_scores(rewards: list[RewardFunction], **columns: Any) -> list[list[float | None]]:
+    """The scores of several rewards, (rewards, completions), as GRPOTrainer gets them: coroutines run together."""
+    found = [reward(**columns) for reward in rewards]
+
+    async def together() -> Any:
+        return await asyncio.gather(*[scores for scores in found if inspect.iscoroutine(scores)])
+
+    later = iter(asyncio.run(together()) if any(map(inspect.iscoroutine, found)) else [])
+    return [next(later) if inspect.iscoroutine(scores) else scores for scores in found]
+
+
 def grade(
     reward: RewardFunction, tokenizer: Any, template: str, problems: list[Problem], groups: list[list[Completion]]
 ) -> tuple[list[str], list[float | None], dict[str, float]]:

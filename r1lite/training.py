@@ -1,6 +1,7 @@
 """What every training stage does around transformers' Trainer: arguments, resume, metrics, progress, checkpoints."""
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from r1lite.observe import MetricsFile, Progress, say
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
-# Tokens, padding included, that go through the model at once where a recipe does not say `micro_batch`.
+# Tokens, padding included, that go through the model at once where a recipe does not say how many.
 MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
@@ -26,10 +27,7 @@ def training_arguments(
     **more: Any,
 ) -> Any:
     """TrainingArguments, or GRPOConfig, from a stage's config: r1lite's own settings, then the recipe's `trainer:`."""
-    import torch
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    device, world = device_type(), world_size()
     micro_batch = config.micro_batch or derive_micro_batch(
         global_batch // world, MICRO_BATCH_TOKENS[device] // row_tokens
     )
@@ -51,6 +49,16 @@ def training_arguments(
     }
     settings.pop("num_train_epochs", None)
     return arguments(**settings)
+
+
+def device_type() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def derive_micro_batch(batch: int, most: int) -> int:
@@ -85,13 +93,29 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         if self.prober and self.prober.config.probe and state.global_step == 0:
             self.write(0, {"probe/pass@1": self.prober.probe()})
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.updating = time.perf_counter()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.prober:
+            self.prober.seconds["optimizer"] = time.perf_counter() - self.updating
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.prober:
+            elapsed = time.perf_counter() - self.began
+            self.speed = self.prober.speed(elapsed)
+            self.prober.seconds["idle"] = elapsed - sum(self.prober.seconds.values())
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         row = dict(logs or {})
         if "train_runtime" in row or not state.is_world_process_zero:  # the closing summary is no step
             return
         self.progress.advance(state.global_step - self.progress.done)
         if self.prober:
-            row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()}
+            row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()} | self.speed
             self.prober.seconds = {}  # a step without a rollout of its own has no such times
             probe = self.prober.config.probe
             if probe and (state.global_step % probe.every_steps == 0 or state.global_step == self.steps):

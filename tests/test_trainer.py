@@ -8,14 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from r1lite import trainer
+from r1lite import rollouts
 from r1lite.artifacts import Artifact, Spec
 from r1lite.observe import read_metrics
+from r1lite.packed_trainer import PackedTrainer
 from r1lite.problems import load_problems
 from r1lite.records import Rollout, read_rows
+from r1lite.rollout_trainer import RolloutTrainer, measure
+from r1lite.schedule import mixed_schedule, schedule
 from r1lite.stages.config import shares
 from r1lite.stages.grpo import Config, Probe
-from r1lite.trainer import measure, mixed_schedule, schedule, train_grpo
+from r1lite.trainer import train_grpo
 from r1lite.training import derive_micro_batch
 from r1lite.worker import Stage
 from rewards.format import think_answer
@@ -148,7 +151,6 @@ def make_config(toy_model, **changes) -> Config:
         "generations": 4,
         "max_tokens": 12,
         "temperature": 1.0,
-        "micro_batch": 8,
         "probe": Probe(problems="data/chain.yaml#test", limit=4, samples=2, every_steps=2),
     }
     trainer_keys = {
@@ -306,8 +308,8 @@ def test_a_probe_is_judged_by_a_first_reward_that_is_about_another_set(toy_model
     """The probe's problems are of no set that is trained on, and would else get no score at all."""
     config = make_config(toy_model, **{**MIXTURE, "trainer": {"max_steps": 1}})
     seen = []
-    grade = trainer.grade
-    monkeypatch.setattr(trainer, "grade", lambda *arguments: seen.append(grade(*arguments)) or seen[-1])
+    grade = rollouts.grade
+    monkeypatch.setattr(rollouts, "grade", lambda *arguments: seen.append(grade(*arguments)) or seen[-1])
     train_grpo(config, make_stage(tmp_path, config))
     probes = [row["probe/pass@1"] for row in read_metrics(tmp_path / "metrics.jsonl") if "probe/pass@1" in row]
     assert len(seen) == len(probes) == 2
@@ -346,18 +348,18 @@ def test_an_interrupted_run_resumed_is_the_uninterrupted_run(toy_model, tmp_path
     whole, torn = make_stage(tmp_path / "whole", config), make_stage(tmp_path / "torn", config)
     train_grpo(config, whole)
 
-    step = trainer.RolloutTrainer.training_step
+    step = PackedTrainer.training_step
 
     def crash_in_step_6(self, *arguments, **named):
         if self.state.global_step == 5 and self.stage is torn:
             raise Crash
         return step(self, *arguments, **named)
 
-    monkeypatch.setattr(trainer.RolloutTrainer, "training_step", crash_in_step_6)
+    monkeypatch.setattr(PackedTrainer, "training_step", crash_in_step_6)
     with pytest.raises(Crash):
         train_grpo(config, torn)
     assert not (torn.path / "model").exists()
-    monkeypatch.setattr(trainer.RolloutTrainer, "training_step", step)
+    monkeypatch.setattr(PackedTrainer, "training_step", step)
     train_grpo(config, torn)
 
     assert rollout_rows(torn.path) == rollout_rows(whole.path)
@@ -380,7 +382,8 @@ def equal(one, other) -> bool:
 
 
 def drop_times(row: dict) -> dict:
-    return {k: v for k, v in row.items() if k not in ("time", "step_time") and not k.startswith("seconds/")}
+    timed = ("time", "step_time", "tokens_per_second")
+    return {k: v for k, v in row.items() if k not in timed and not k.startswith("seconds/")}
 
 
 def test_a_prompt_that_the_tokenizer_cannot_read_is_an_error(toy_model, tmp_path):
@@ -428,7 +431,7 @@ def test_weights_names_args_and_the_total_are_trls_own(toy_model, tmp_path, monk
         trainer={"max_steps": 2, "multi_objective_aggregation": aggregation, "scale_rewards": "group"},
     )
     given = []
-    real = trainer.RolloutTrainer._calculate_rewards
+    real = RolloutTrainer._calculate_rewards
 
     def with_bare_functions(self, inputs, prompts, completions, ids):
         mine = real(self, inputs, prompts, completions, ids)
@@ -439,13 +442,13 @@ def test_weights_names_args_and_the_total_are_trls_own(toy_model, tmp_path, monk
             think_answer,
             with_timeouts,
         ]
-        bare = super(trainer.RolloutTrainer, self)._calculate_rewards(inputs, prompts, completions, ids)
+        bare = super(RolloutTrainer, self)._calculate_rewards(inputs, prompts, completions, ids)
         self.reward_funcs = wrapped
         given.append(bare)
         assert torch.equal(mine.nan_to_num(-99), bare.nan_to_num(-99))
         return mine
 
-    monkeypatch.setattr(trainer.RolloutTrainer, "_calculate_rewards", with_bare_functions)
+    monkeypatch.setattr(RolloutTrainer, "_calculate_rewards", with_bare_functions)
     train_grpo(config, make_stage(tmp_path, config))
     weights = torch.tensor([2.0, -0.5, 1.0, 1.0])
     rows = read_metrics(tmp_path / "metrics.jsonl")

@@ -43,8 +43,9 @@ class Config(StageConfig):
     """Batches are stated globally: one optimizer step learns from `prompts_per_step` x `generations` completions.
 
     `updates_per_rollout` optimizer steps share one rollout of that many times the prompts (R1-Zero: 16).
-    `micro_batch` completions go through the model at once; where it is absent it follows from the hardware. Of several
-    sets of `problems` each rollout asks the same share, and a reward may be `about` some of them only.
+    Whole sequences go through the model packed in rows of at most `tokens_per_micro_batch`, which bounds the memory;
+    with `stock` they go padded, `micro_batch` completions at once, as TRL has it. Where these are absent they follow
+    from the hardware. Of several sets of `problems` each rollout asks the same share, and a reward may be `about` some.
     """
 
     PRODUCES: ClassVar[tuple[str, ...]] = ("model",)
@@ -58,6 +59,14 @@ class Config(StageConfig):
     max_tokens: int = Field(gt=0, description="the longest completion, in tokens")
     temperature: float = Field(gt=0, description="the rollout temperature; R1-Zero used 1")
     updates_per_rollout: int = Field(1, gt=0)
+    dynamic_sampling: int = Field(
+        0,
+        ge=0,
+        description="at most so many rounds in which groups without signal give way to other problems' (DAPO)",
+    )
+    maxrl: bool = Field(False, description="divide advantages by the group's mean reward (arXiv 2602.02710)")
+    stock: bool = Field(False, description="TRL's own padded forward and backward passes, to compare with")
+    tokens_per_micro_batch: int | None = Field(None, gt=0)
     micro_batch: int | None = Field(None, gt=0)
     engine: EngineName = "auto"
     probe: Probe | None = None
@@ -94,6 +103,13 @@ class Config(StageConfig):
                 f"trainer.save_steps: {self.save_steps} is no multiple of updates_per_rollout x num_iterations = "
                 f"{self.steps_per_rollout}; a run resumed inside a rollout would not be the run that was interrupted"
             )
+        if self.micro_batch and not self.stock:
+            yield "micro_batch: goes with `stock: true`; packed rows have tokens_per_micro_batch"
+        if self.tokens_per_micro_batch and self.stock:
+            yield "tokens_per_micro_batch: goes with packed rows; `stock: true` has micro_batch"
+        if self.maxrl and self.trainer.get("scale_rewards", "none") != "none":
+            scale = self.trainer["scale_rewards"]
+            yield f"maxrl: divides by the group's mean and nothing else; set trainer.scale_rewards: none, not {scale!r}"
         names = [reward.name for reward in self.rewards]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"rewards: two are named {name!r}, and metrics go by name; rename one function"

@@ -1,0 +1,229 @@
+"""GRPO by TRL's GRPOTrainer: the seams that it leaves open, filled.
+
+Its rollouts come from an `Engine`, its loss, advantages and all of GRPOConfig's other options are TRL's own.
+"""
+
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import gather, gather_object
+from datasets import Dataset
+from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import save_model
+from trl import GRPOTrainer
+from trl.trainer.utils import compute_flops_per_token, get_peak_flops_per_device
+
+from r1lite.dynamic_sampling import Group, draw, substitutes_for
+from r1lite.metrics import mean_or_none, reflective_words
+from r1lite.prompts import text_of
+from r1lite.records import Rollout
+from r1lite.rollouts import EngineRollouts, Sampled
+from r1lite.rubric import all_scores, as_prompted
+
+if TYPE_CHECKING:
+    from r1lite.stages.grpo import Config
+    from r1lite.worker import Stage
+
+REFERENCE = "reference.safetensors"
+
+
+class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer whose rollouts come from `engine` and are kept as rows."""
+
+    def __init__(self, config: "Config", stage: "Stage", problems: Dataset, **arguments: Any) -> None:
+        """`problems` are all that there are, a row each, from which dynamic sampling takes its substitutes."""
+        super().__init__(**arguments)
+        probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
+        self.prepare(config, stage, probed, config.rewards[0])
+        self.problems = problems
+        self.drawn: list[Group] = []  # the rollout, where dynamic sampling has made it already
+        self.counted = {"tokens": 0, "cells": 0, "flops": 0}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        left_out: list[Group] = []
+        if self.config.dynamic_sampling:
+            inputs, left_out = self.draw(inputs[:: self.config.generations])
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.config.maxrl:
+            self.divide_by_mean(batch)
+        self.keep(inputs, self.rows_left_out(left_out))
+        return batch
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **_: Any
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        if not self.drawn:
+            self.sample(prompt_ids[:: self.config.generations])
+        return [c.token_ids for c in self.sampled], [c.logprobs for c in self.sampled]
+
+    def _calculate_rewards(self, *arguments: Any) -> Any:
+        if self.drawn:
+            rows = [row for group in self.drawn for row in zip(*group.scores, strict=True)]
+            table = [[math.nan if score is None else score for score in row] for row in rows]
+            return gather(torch.tensor(table, dtype=torch.float32, device=self.accelerator.device))
+        with self.timed("grade"):
+            return super()._calculate_rewards(*arguments)
+
+    def draw(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Group]]:
+        """Make a rollout by dynamic sampling: its rows, one a completion, and the groups that were left out of it."""
+        key = f"{self.config.seed}/{self.state.global_step}"
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        asked = set(gather_object([row["problem_id"] for row in rows]))
+        drawn = draw(
+            rows,
+            self.sample_groups,
+            substitutes_for(asked, self.problems, key, rank, ranks),
+            [reward.weight for reward in self.config.rewards],
+            self.config.dynamic_sampling,
+        )
+        self.drawn = drawn.chosen
+        self.sampled = [completion for group in drawn.chosen for completion in group.completions]
+        self.seeds = [group.seed for group in drawn.chosen for _ in group.completions]
+        wasted = sum(len(completion.token_ids) for group in drawn.left_out for completion in group.completions)
+        found = {"rounds": drawn.rounds, "groups_left_out": len(drawn.left_out), "tokens_left_out": wasted}
+        for name, value in found.items():
+            self._metrics["train"][f"dynamic_sampling/{name}"].append(fmean(gather_object([float(value)])))
+        return [group.row for group in drawn.chosen for _ in group.completions], drawn.left_out
+
+    def sample_groups(self, rows: list[dict[str, Any]], round_: int) -> list[Group]:
+        """A graded group for each problem; the seed follows from the step and the round of dynamic sampling."""
+        n = self.config.generations
+        self.sample(self._tokenize_prompts([row["prompt"] for row in rows])[0], round_)
+        ids = [completion.token_ids for completion in self.sampled]
+        each = [row for row in rows for _ in range(n)]
+        prompts = [row["prompt"] for row in each]
+        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        columns = {name: [row[name] for row in each] for name in rows[0] if name != "prompt"}
+        with self.timed("grade"):
+            scores = all_scores(
+                self.reward_funcs,
+                prompts=prompts,
+                completions=as_prompted(prompts, texts),
+                completion_ids=ids,
+                trainer_state=self.state,
+                log_extra=lambda *_: None,
+                log_metric=self._log_metric,
+                **columns,
+            )
+        return [
+            Group(row, self.sampled[place : place + n], [mine[place : place + n] for mine in scores], self.seeds[0])
+            for row, place in zip(rows, range(0, len(each), n), strict=True)
+        ]
+
+    def rows_left_out(self, groups: list[Group]) -> list[Rollout]:
+        """Rollouts that dynamic sampling made for nothing, which have no advantage."""
+        names = self.reward_func_names
+        return [
+            Rollout(
+                problem_id=group.row["problem_id"],
+                sample=index,
+                completion=text,
+                length=len(completion.token_ids),
+                truncated=completion.truncated,
+                rewards={name: mine[index] for name, mine in zip(names, group.scores, strict=True)},
+                seed=group.seed,
+            )
+            for group in groups
+            for index, (completion, text) in enumerate(
+                zip(
+                    group.completions,
+                    self.processing_class.batch_decode(
+                        [completion.token_ids for completion in group.completions], skip_special_tokens=True
+                    ),
+                    strict=True,
+                )
+            )
+        ]
+
+    def divide_by_mean(self, batch: dict[str, Any]) -> None:
+        """MaxRL's advantage (arXiv 2602.02710): the centred reward over the group's mean; no reward may be below 0."""
+        scores = torch.tensor([list(self._logs["rewards"][name]) for name in self.reward_func_names])
+        total = (scores * self.reward_weights.cpu()[:, None]).nansum(0)
+        total[scores.isnan().all(0)] = torch.nan
+        if total.nan_to_num().min() < 0:
+            raise ValueError("maxrl: a completion has a reward below 0; it needs rewards and weights of at least 0")
+        mean = total.view(-1, self.num_generations).nanmean(1).repeat_interleave(self.num_generations)
+        scale = torch.where(mean > 0, 1 / mean, 0.0)
+        advantages = torch.tensor(list(self._logs["advantages"])) * scale
+        self._logs["advantages"].extend(advantages.tolist())
+        first = self.accelerator.process_index * len(batch["advantages"])
+        batch["advantages"] = advantages[first : first + len(batch["advantages"])].to(batch["advantages"])
+
+    def _prepare_inputs(self, rows: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._prepare_inputs(rows)
+        for mask in (batch["prompt_mask"], batch["completion_mask"]):
+            self.counted["tokens"] += int(mask.sum())
+            self.counted["cells"] += mask.numel()
+        return batch
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        lengths = inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)
+        attended = (lengths**2).sum() / lengths.sum() / 2  # by a token on average, as attention is causal
+        config = self.accelerator.unwrap_model(model).config
+        self.counted["flops"] += compute_flops_per_token(config, int(attended)) * int(lengths.sum())
+        return super()._compute_loss(model, inputs)
+
+    def speed(self, elapsed: float) -> dict[str, float]:
+        """Tokens a second without padding; the share of padding in the batch as a rectangle, which packed rows leave
+        out; and on a GPU whose peak is known, the model FLOPs utilisation of the forward and backward passes."""
+        total = torch.tensor(list(self.counted.values()), dtype=torch.float64, device=self.accelerator.device)
+        tokens, cells, flops = self.accelerator.reduce(total).tolist()
+        self.counted = dict.fromkeys(self.counted, 0)
+        found = {"tokens_per_second": tokens / elapsed, "padding_share": 1 - tokens / cells}
+        half = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
+        peak = get_peak_flops_per_device(self.accelerator, half) if torch.cuda.is_available() else None
+        if peak:
+            found["mfu"] = flops / self.accelerator.num_processes / self.seconds["forward_backward"] / peak
+        return found
+
+    def rows_of(self, sampled: list[Sampled]) -> list[Rollout]:
+        """The rollout as rows; what TRL does not measure of it is added to the step's metrics."""
+        scores = {name: list(values) for name, values in self._logs["rewards"].items()}
+        rows = [
+            Rollout(
+                problem_id=problem_id,
+                sample=index % self.num_generations,
+                completion=text_of(completion),
+                length=len(ids),
+                truncated=truncated,
+                rewards={name: nan_to_none(values[index]) for name, values in scores.items()},
+                seed=seed,
+                advantage=advantage,
+            )
+            for index, ((problem_id, ids, truncated, seed), completion, advantage) in enumerate(
+                zip(sampled, self._logs["completion"], self._logs["advantages"], strict=True)
+            )
+        ]
+        for name, value in measure(rows, self.config.rewards[0].name).items():
+            if value is not None:
+                self._metrics["train"][name].append(value)
+        return rows
+
+    def save_reference(self, checkpoint: Path) -> None:
+        """Keep a reference model that follows the policy; TRL would start again from the initial one."""
+        if self.ref_model is not None and self.args.sync_ref_model:
+            save_model(self.accelerator.unwrap_model(self.ref_model), str(checkpoint / REFERENCE))
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(checkpoint, model)
+        if (Path(checkpoint) / REFERENCE).exists():
+            load_safetensors(self.accelerator.unwrap_model(self.ref_model), str(Path(checkpoint) / REFERENCE))
+
+
+def measure(kept: list[Rollout], right_by: str) -> dict[str, float | None]:
+    """What figures 2 and 3 of the R1 paper show, and more: right and wrong go by the recipe's first reward, where it
+    gives a score."""
+    judged = [(row, score >= 1.0) for row in kept if (score := row.rewards[right_by]) is not None]
+    return {
+        "pass_rate": mean_or_none([float(right) for _, right in judged]),
+        "length/right": mean_or_none([float(row.length) for row, right in judged if right]),
+        "length/wrong": mean_or_none([float(row.length) for row, right in judged if not right]),
+        "reflective_words": fmean(reflective_words(row.completion) for row in kept),
+    }
+
+
+def nan_to_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

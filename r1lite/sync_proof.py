@@ -1,0 +1,58 @@
+"""Proof, after each weight sync, that the engine samples from the trainer's weights: sums of them, and log-probs.
+
+The sums tell a weight that did not arrive, however small the update was; the log-probs tell weights that arrived in the
+wrong place, or a model that the engine computes differently.
+"""
+
+from typing import Any
+
+import torch
+
+from r1lite.engines import Engine, Sampling, weight_sums
+
+SUMS = 1e-9  # relative; float64 sums of the same numbers in another order differ by less than 1e-12
+LOGPROBS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}  # mean absolute difference a token
+TOKENS = 8  # of each prompt's completion, or as many as may be sampled
+
+
+def prove_sync(engine: Engine, model: Any, prompts: list[list[int]], temperature: float, max_tokens: int) -> None:
+    """Raise RuntimeError where `engine` has not the weights of `model`, or gives other log-probs with them."""
+    dtype = engine.dtype
+    mine = weight_sums(model.parameters(), dtype)
+    theirs = engine.weight_sums()
+    if any(abs(a - b) > SUMS * mine[1] for a, b in zip(mine, theirs, strict=True)):
+        raise RuntimeError(
+            f"the {engine.name} engine has not the trainer's weights after a sync: they sum to {theirs[0]!r} there and "
+            f"{mine[0]!r} here (absolute values: {theirs[1]!r} and {mine[1]!r}). It would go on sampling from an old "
+            "model. Run `r1lite` again, which goes on from the newest checkpoint with a new engine; if it happens "
+            "again, report it with the versions of vLLM and torch"
+        )
+    groups = engine.generate(prompts, 1, Sampling(min(TOKENS, max_tokens), temperature))
+    differences = [
+        abs(a - b)
+        for prompt, (completion,) in zip(prompts, groups, strict=True)
+        for a, b in zip(
+            completion.logprobs, logprobs(model, prompt, completion.token_ids, temperature, dtype), strict=True
+        )
+    ]
+    mean, allowed = sum(differences) / len(differences), LOGPROBS[str(dtype).removeprefix("torch.")]
+    if not mean <= allowed:
+        raise RuntimeError(
+            f"the {engine.name} engine has the trainer's weights but computes other log-probs with them: a token's "
+            f"differ by {mean:.4f} on average, where {allowed} is allowed, so it does not sample from what is trained. "
+            "Report it with the model's config.json and the versions of vLLM and transformers"
+        )
+
+
+def logprobs(model: Any, prompt: list[int], completion: list[int], temperature: float, dtype: torch.dtype) -> list:
+    """Of each token of a completion, by a plain forward pass in the engine's type."""
+    ids = torch.tensor([prompt + completion], device=model.device)
+    half = dtype != torch.float32
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(model.device.type, dtype if half else None, enabled=half):
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+    model.train(was_training)
+    every = (logits.float() / temperature).log_softmax(-1)
+    found: list[float] = every.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
+    return found
