@@ -1,9 +1,10 @@
-"""A step of GRPO: r1lite beside stock TRL on the same machine, weights, problems and rewards, one after the other.
+"""A step of GRPO: r1lite beside stock TRL on the same machine, weights, problems and lengths, one after the other.
 
-    python bench/grpo_step.py [--model data/tiny_base] [--prompts 32] [--generations 8] [--max-tokens 160] [--steps 4]
+    python bench/grpo_step.py tiny [--steps 4]       # or equal, tailed, large, which need a GPU with vLLM
 
-Three sides, each in a process of its own: TRL's GRPOTrainer as it comes, with the engine that it has here; r1lite with
-TRL's padded passes (`stock: true`); r1lite. Prints the median seconds of a step by phase, without the first.
+Each side runs in a process of its own: TRL's GRPOTrainer as it comes, with the engine that it has here; r1lite with
+TRL's padded passes (`stock: true`); r1lite. On a GPU also what bounds them: the engine alone, and packed forward and
+backward passes alone. Prints the median seconds of a step by phase, without the first step.
 """
 
 import argparse
@@ -17,68 +18,82 @@ import time
 from pathlib import Path
 from typing import Any
 
+from workloads import TINY, WORKLOADS, Workload, force_lengths, make_model, median_step
+
 PROBLEMS, PROMPT = "data/chain.yaml#train", "plain"
-REWARDS = [{"use": "rewards.math:accuracy"}, {"use": "rewards.format:think_answer", "weight": 0.1}]
 TRAINER = {"learning_rate": 1e-6, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
 PHASES = ("generate", "grade", "sync", "prove_sync", "old_logprobs", "forward_backward", "optimizer", "idle")
-SIDES = {"TRL": "stock TRL", "padded": "r1lite, stock: true", "r1lite": "r1lite"}
+ROWS = (*PHASES, "step", "tokens/s", "mfu", "peak GiB")
+SIDES = {"TRL": "stock TRL", "padded": "r1lite, stock: true", "r1lite": "r1lite", "floor": "each alone"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A step of GRPO beside stock TRL")
-    parser.add_argument("--model", default="data/tiny_base")
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--generations", type=int, default=8)
-    parser.add_argument("--max-tokens", type=int, default=160)
-    parser.add_argument("--micro-batch", type=int, default=32, help="completions at once on the padded sides")
+    parser.add_argument("workload", choices=WORKLOADS)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--sides", nargs="+", choices=SIDES)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    workload = WORKLOADS[options.workload]
     if options.side:
         with tempfile.TemporaryDirectory() as folder:
-            measure = stock_trl if options.side == "TRL" else ours
-            print(json.dumps(measure(options, Path(folder))))
+            steps = MEASURES[options.side](workload, options.model, options.steps, Path(folder))
+        print(json.dumps(steps))
         return
-    medians = {side: run_side(side) for side in SIDES}
-    print(f"{'seconds a step':18}" + "".join(f"{title:>22}" for title in SIDES.values()))
-    for phase in (*PHASES, "step", "tokens/s"):
-        cells = (f"{medians[side][phase]:22,.3f}" if phase in medians[side] else f"{'':22}" for side in SIDES)
-        print(f"{phase:18}" + "".join(cells))
-    for side in ("TRL", "padded"):
-        ratio = medians["r1lite"]["tokens/s"] / medians[side]["tokens/s"]
-        print(f"tokens a second, r1lite to {SIDES[side]}: {ratio:.2f}")
+
+    import torch
+
+    sides = options.sides or [side for side in SIDES if side != "floor" or torch.cuda.is_available()]
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(workload.shape, Path(folder)) if workload.shape else TINY
+        medians = {side: run_side(side, ["--model", str(model)]) for side in sides}
+    print(f"{workload.about}; medians of {options.steps - 1} steps")
+    print(f"{'seconds a step':18}" + "".join(f"{SIDES[side]:>22}" for side in sides))
+    for name in ROWS:
+        cells = (f"{medians[side][name]:22,.3f}" if name in medians[side] else f"{'':22}" for side in sides)
+        print(f"{name:18}" + "".join(cells))
+    for side in sides:
+        if "r1lite" in sides and side in ("TRL", "padded"):
+            ratio = medians["r1lite"]["tokens/s"] / medians[side]["tokens/s"]
+            print(f"tokens a second, r1lite to {SIDES[side]}: {ratio:.2f}")
 
 
-def run_side(side: str) -> dict[str, float]:
-    """Medians over a side's steps after the first, which warms up."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+def run_side(side: str, more: list[str]) -> dict[str, float]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    steps = json.loads(done.stdout.splitlines()[-1])[1:]
-    return {name: statistics.median(step[name] for step in steps) for name in steps[0]}
+    return median_step(json.loads(done.stdout.splitlines()[-1]), statistics.median)
 
 
-def ours(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
+def padded(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:
+    return ours(workload, model, steps, folder, stock=True, micro_batch=workload.micro_batch)
+
+
+def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any) -> list[dict[str, float]]:
+    import torch
+
     from r1lite.artifacts import Artifact, Spec
     from r1lite.observe import read_metrics
     from r1lite.stages.grpo import Config
     from r1lite.trainer import train_grpo
     from r1lite.worker import Stage
 
-    padded = {"stock": True, "micro_batch": options.micro_batch} if options.side == "padded" else {}
+    if workload.shape:
+        force_lengths(workload.lengths())
     config = Config.model_validate(
         {
             "kind": "grpo",
             "prompt": PROMPT,
-            "model": options.model,
+            "model": str(model),
             "problems": PROBLEMS,
-            "rewards": REWARDS,
-            "prompts_per_step": options.prompts,
-            "generations": options.generations,
-            "max_tokens": options.max_tokens,
+            "rewards": workload.rewards,
+            "prompts_per_step": workload.prompts,
+            "generations": workload.generations,
+            "max_tokens": workload.max_tokens,
             "temperature": 1.0,
-            "trainer": {**TRAINER, "max_steps": options.steps, "gradient_checkpointing": False},
-            **padded,
+            "trainer": {**TRAINER, "max_steps": steps, "gradient_checkpointing": workload.shape is not None},
+            **more,
         }
     )
     spec = Spec("bench", "grpo_step", "grpo", {}, {}, config.model_dump(mode="json"))
@@ -88,11 +103,14 @@ def ours(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
     for row in read_metrics(folder / "metrics.jsonl"):
         seconds = {name: row[f"seconds/{name}"] for name in PHASES if f"seconds/{name}" in row}
         step = sum(seconds.values())
-        found.append({**seconds, "step": step, "tokens/s": row["completions/mean_length"] * rows(options) / step})
+        tokens = row["completions/mean_length"] * workload.rows
+        found.append({**seconds, "step": step, "tokens/s": tokens / step})
+        if torch.cuda.is_available():
+            found[-1] |= {"mfu": row["mfu"], "peak GiB": torch.cuda.max_memory_allocated() / 2**30}
     return found
 
 
-def stock_trl(options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
+def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:
     import torch
     from trl import GRPOConfig, GRPOTrainer
 
@@ -103,22 +121,25 @@ def stock_trl(options: argparse.Namespace, folder: Path) -> list[dict[str, float
     from r1lite.trainer import to_dataset
 
     cuda = torch.cuda.is_available()
-    tokenizer = load_tokenizer(options.model)
-    problems = load_problems(PROBLEMS, options.prompts * options.steps)
-    rewards = [Reward.model_validate(reward) for reward in REWARDS]
+    if workload.shape:
+        force_lengths(workload.lengths())
+    tokenizer = load_tokenizer(model)
+    problems = load_problems(PROBLEMS, workload.prompts * steps)
+    rewards = [Reward.model_validate(reward) for reward in workload.rewards]
     arguments = GRPOConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=options.micro_batch,
-        gradient_accumulation_steps=rows(options) // options.micro_batch,
-        num_generations=options.generations,
-        max_completion_length=options.max_tokens,
-        max_steps=options.steps,
+        per_device_train_batch_size=workload.micro_batch,
+        gradient_accumulation_steps=workload.rows // workload.micro_batch,
+        num_generations=workload.generations,
+        max_completion_length=workload.max_tokens,
+        max_steps=steps,
         reward_weights=[reward.weight for reward in rewards],
-        gradient_checkpointing=False,
+        gradient_checkpointing=workload.shape is not None,
         bf16=cuda,
         use_cpu=not cuda,
         use_vllm=cuda,
         vllm_mode="colocate",
+        vllm_max_model_length=workload.max_tokens + 128,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -128,7 +149,7 @@ def stock_trl(options: argparse.Namespace, folder: Path) -> list[dict[str, float
     found: list[dict[str, float]] = []
 
     class Timed(GRPOTrainer):  # type: ignore[misc]
-        """Stock TRL; what it does is measured from outside, and nothing of it is changed."""
+        """Stock TRL, measured from outside: nothing of it is changed."""
 
         def training_step(self, *given: Any, **named: Any) -> Any:
             if self._step % self.args.gradient_accumulation_steps == 0:
@@ -141,6 +162,10 @@ def stock_trl(options: argparse.Namespace, folder: Path) -> list[dict[str, float
         def _calculate_rewards(self, *given: Any) -> Any:
             return self.clocked("grade", super()._calculate_rewards, *given)
 
+        def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
+            phase = "forward_backward" if torch.is_grad_enabled() else "old_logprobs"
+            return self.clocked(phase, super()._get_per_token_logps_and_entropies, *given, **named)
+
         def clocked(self, phase: str, function: Any, *given: Any, **named: Any) -> Any:
             inside, start = sum(found[-1].values()), time.perf_counter()
             result = function(*given, **named)
@@ -152,28 +177,101 @@ def stock_trl(options: argparse.Namespace, folder: Path) -> list[dict[str, float
 
         def log(self, logs: dict[str, float], *given: Any) -> None:
             if "loss" in logs:
-                mean = self._metrics["train"]["completions/mean_length"][-1]
-                found[-1]["tokens/s"] = mean * rows(options)
+                tokens.append(self._metrics["train"]["completions/mean_length"][-1] * workload.rows)
             super().log(logs, *given)
 
+    tokens: list[float] = []
     trainer = Timed(
-        model=load_model(Path(options.model), "float32"),
+        model=load_model(model, "float32"),
         reward_funcs=[load_reward(reward) for reward in rewards],
         args=arguments,
-        train_dataset=to_dataset(argparse.Namespace(prompt=PROMPT), tokenizer, problems),
+        train_dataset=to_dataset(PROMPT, tokenizer, problems),
         processing_class=tokenizer,
     )
+    if cuda:  # TRL loads its engine from the model's directory, and its sync is part of what it calls generating
+        sync = trainer.vllm_generation.sync_weights
+        trainer.vllm_generation.sync_weights = lambda: trainer.clocked("sync", sync)
     trainer.train()
-    for step in found:
-        tokens = step.pop("tokens/s")
-        step["step"] = sum(step.values())
-        step["tokens/s"] = tokens / step["step"]
+    memory = {"peak GiB": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}
+    total = [sum(step.values()) for step in found]
+    return [
+        {**step, "step": seconds, "tokens/s": count / seconds, **memory}
+        for step, seconds, count in zip(found, total, tokens, strict=True)
+    ]
+
+
+def alone(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:
+    """The engine without a trainer in its process, and packed passes without anything else, on the same lengths."""
+    generate = engine_alone(workload, model, steps)
+    passes = passes_alone(workload, model, steps)
+    return [{"generate": a, "forward_backward": b} for a, b in zip(generate, passes, strict=True)]
+
+
+def engine_alone(workload: Workload, model: Path, steps: int) -> list[float]:
+    from vllm import LLM, SamplingParams
+
+    from r1lite.models import load_tokenizer
+    from r1lite.problems import load_problems
+    from r1lite.prompts import encode, render
+
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    force_lengths(workload.lengths())
+    tokenizer = load_tokenizer(model)
+    problems = load_problems(PROBLEMS, workload.prompts)
+    prompts = [{"prompt_token_ids": encode(tokenizer, render(PROMPT, problem.problem))} for problem in problems]
+    llm = LLM(
+        model=str(model),
+        skip_tokenizer_init=True,
+        max_model_len=workload.max_tokens + 128,
+        max_num_seqs=1024,
+        gpu_memory_utilization=0.5,
+        dtype="bfloat16",
+        logprobs_mode="processed_logprobs",
+    )
+    parameters = SamplingParams(n=workload.generations, temperature=1.0, logprobs=0, detokenize=False)
+    found = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        llm.generate(prompts, parameters, use_tqdm=False)
+        found.append(time.perf_counter() - start)
+    llm.llm_engine.engine_core.shutdown()
     return found
 
 
-def rows(options: argparse.Namespace) -> int:
-    return int(options.prompts * options.generations)
+def passes_alone(workload: Workload, model: Path, steps: int) -> list[float]:
+    import torch
+    from trl.trainer.utils import add_fused_lm_head
 
+    from r1lite.models import load_model
+    from r1lite.packing import pack, packed_attention, split
+    from r1lite.trainer import PACKED_TOKENS
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained = load_model(model, "float32").to(device).train()
+    add_fused_lm_head(trained)
+    for layer in trained.model.layers:
+        layer.compile(dynamic=True)
+    lengths, width = workload.lengths(), workload.max_tokens
+    parts = split([20 + length for length in lengths], max(PACKED_TOKENS[device], 20 + width))
+    found = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        with packed_attention(trained, half=device == "cuda"):
+            for part in parts:
+                ends = torch.tensor([lengths[index] for index in part], device=device)
+                mask = torch.arange(-20, width, device=device) < ends[:, None]
+                packed = pack(torch.randint(5, 1000, mask.shape, device=device), mask, width)
+                with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                    loss = -trained(**packed.inputs, fused_lm_head=True).log_probs.mean()
+                loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+        trained.zero_grad()
+    return found
+
+
+MEASURES = {"TRL": stock_trl, "padded": padded, "r1lite": ours, "floor": alone}
 
 if __name__ == "__main__":
     main()

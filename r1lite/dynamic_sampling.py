@@ -78,14 +78,31 @@ def draw(
     )
 
 
-def substitutes_for(asked: set[str], dataset: Any, key: str, rank: int, ranks: int) -> dict[str, Iterator[dict]]:
-    """By problem set, rows of `dataset` that were not `asked`, in an order that follows from `key`, no two ranks' the
-    same."""
-    sets, ids = dataset[SET], dataset["problem_id"]
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, (name, problem) in enumerate(zip(sets, ids, strict=True)):
-        if problem not in asked:
-            places[name].append(place)
-    rng = random.Random(f"substitutes/{key}")
-    orders = {name: rng.sample(mine, len(mine))[rank::ranks] for name, mine in sorted(places.items())}
-    return {name: (dataset[place] for place in orders.get(name, [])) for name in set(sets)}
+def places_by_set(dataset: Any) -> dict[str, dict[str, int]]:
+    """Where each problem stands in a dataset, by problem set; one that is there twice counts where it comes first."""
+    found: dict[str, dict[str, int]] = defaultdict(dict)
+    seen = set()
+    for place, (name, problem) in enumerate(zip(dataset[SET], dataset["problem_id"], strict=True)):
+        if problem not in seen:
+            found[name][problem] = place
+            seen.add(problem)
+    return found
+
+
+def substitutes_for(
+    asked: set[str], dataset: Any, places: dict[str, dict[str, int]], key: str, rank: int, ranks: int
+) -> dict[str, Iterator[dict[str, Any]]]:
+    """By problem set, rows of `dataset` that were not `asked`, in an order that follows from `key` and is made when the
+    first one is wanted. No two ranks get the same."""
+
+    def of(name: str) -> Iterator[dict[str, Any]]:
+        mine = list(places[name].items())
+        random.Random(f"substitutes/{key}/{name}").shuffle(mine)
+        unasked = (place for problem, place in mine if problem not in asked)
+        return (dataset[place] for place in islice(unasked, rank, None, ranks))
+
+    return {name: later(of, name) for name in places}
+
+
+def later(make: Callable[[str], Iterator[dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
+    yield from make(name)

@@ -7,10 +7,12 @@ rollout, the update's own forward pass also corrects for the engine's log-probs,
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from r1lite.packing import pack, packed_attention, split
 from r1lite.rollout_trainer import RolloutTrainer
@@ -32,15 +34,20 @@ class PackedTrainer(RolloutTrainer):
         batch = self._prepare_inputs(inputs)
         unwrapped = self.accelerator.unwrap_model(model)
         total = torch.zeros((), device=self.accelerator.device)
+        self.differences: list[torch.Tensor] = []
+        self.ratios: list[torch.Tensor] = []
         with self.timed("forward_backward"), packed_attention(unwrapped, self.half):
             for micro, share, last in self.micro_batches(batch):
-                self.accelerator.gradient_state._set_sync_gradients(last)  # DDP reduces once, as with TRL's own steps
+                self.accelerator.gradient_state._set_sync_gradients(last)  # TRL's adaptive entropy goes by it
                 # TRL divides what a micro-batch is the mean of by this, so 1/share makes it a part of the batch's mean.
                 self.current_gradient_accumulation_steps = 1 / share
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, micro)
-                self.accelerator.backward(loss)
+                with nullcontext() if last else self.accelerator.no_sync(model):
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, micro)
+                    self.accelerator.backward(loss)
                 total += loss.detach()
+        self.note("sampling/sampling_logp_difference", self.differences)
+        self.note("sampling/importance_sampling_ratio", self.ratios)
         self.current_gradient_accumulation_steps = 1
         self._step += 1
         self._metrics["train"]["step_time"].append(time.perf_counter() - start)
@@ -51,38 +58,49 @@ class PackedTrainer(RolloutTrainer):
         return bool(self.args.bf16 or self.args.fp16)
 
     def micro_batches(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float, bool]]:
-        """Micro-batches of rows, each with its share of the batch's mean, and whether it is the last.
+        """This rank's micro-batches, each with its share of the rank's part of the mean, and whether it is the last.
 
-        All ranks make the same number, as even in tokens as whole rows allow.
+        All ranks make the same number of them from all ranks' rows, as even in tokens as whole rows allow.
         """
+        batch = self.all_rows(batch)
         mask_BC = loss_mask(batch)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)).tolist()
         useful = (batch["advantages"] != 0) & mask_BC.any(1)
         if self.beta or self._entropy_bonus_enabled or self.aux_loss_enabled or self.top_entropy_quantile < 1:
             useful = torch.ones_like(useful)
-        # Where a rank has fewer useful rows than another has micro-batches, the shortest of the rest keep it going.
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        # Every rank computes something, even where too few rows are useful: then the shortest of the others.
         order = sorted(range(len(lengths)), key=lambda row: (not useful[row], lengths[row]))
-        rows = order[: max(1, int(useful.sum()))]
-        n = len(split([lengths[row] for row in rows], self.budget))
-        n = int(self.accelerator.gather(torch.tensor([n], device=mask_BC.device)).max())
-        rows = order[: max(n, len(rows))]
-        parts = split([lengths[row] for row in rows], self.budget, at_least=n)
-        assert len(parts) == n
+        rows = order[: ranks * max(1, -(-int(useful.sum()) // ranks))]
+        parts = split([lengths[row] for row in rows], self.budget, multiple=ranks)
         self._metrics["train"]["rows_computed"].append(len(rows) / len(lengths))
-        for number, part in enumerate(parts):
+        for first in range(0, len(parts), ranks):
+            part = parts[first + rank]
+            count = max(map(len, parts[first : first + ranks]))  # TRL gathers a number of each row from all ranks
             places = torch.tensor([rows[index] for index in part], device=mask_BC.device)
             micro = {
-                name: value[places] if torch.is_tensor(value) and value.dim() and len(value) == len(lengths) else value
+                name: padded_rows(value[places], count) if is_by_row(value, lengths) else value
                 for name, value in batch.items()
             }
             if self.loss_type in BY_ROWS:
-                share = len(part) / len(lengths)
+                share = ranks * count / len(lengths)
             else:
-                share = float(mask_BC[places].sum() / mask_BC.sum().clamp(min=1))
+                share = ranks * float(mask_BC[places].sum() / mask_BC.sum().clamp(min=1))
             share = max(share, 1e-9)  # where all of it is masked
             # What TRL divides by the number of all tokens is a part of the whole already: this undoes the share.
             micro["num_items_in_batch"] = batch["num_items_in_batch"] * share
-            yield micro, share, number == n - 1
+            yield micro, share, first + ranks == len(parts)
+
+    def all_rows(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The rows of all ranks, so that each can take its part of the tokens and not of the rows."""
+        rows = range(len(batch["advantages"]))
+        found = dict(batch)
+        for name, value in batch.items():
+            if is_by_row(value, rows):
+                if value.dim() > 1:  # ranks have padded to widths of their own
+                    value = self.accelerator.pad_across_processes(value, 1, pad_first=name.startswith("prompt"))
+                found[name] = self.accelerator.gather(value)
+        return found
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         corrects = self.use_vllm
@@ -142,20 +160,21 @@ class PackedTrainer(RolloutTrainer):
         old_BC = self.micro.get("old_per_token_logps", logps_BC)
         if "importance_sampling_ratio" in self.micro:  # TRL has done both, when it scored the rollout
             return
-        difference = (old_BC - sampled_BC).abs()[mask_BC].nan_to_num(0.0)
-        if len(difference):
-            self.note("sampling/sampling_logp_difference", {"mean": difference.mean(), "max": difference.max()})
+        self.differences.append((old_BC - sampled_BC).abs()[mask_BC].nan_to_num(0.0))
         if self.use_vllm and self.vllm_importance_sampling_correction:
             ratio = self.importance_ratio(logps_BC, sampled_BC, mask_BC)
             self.micro["importance_sampling_ratio"] = ratio
-            each = ratio[mask_BC] if ratio.shape[1] > 1 else ratio
-            if len(each):
-                found = {"min": each.min(), "mean": each.mean(), "max": each.max()}
-                self.note("sampling/importance_sampling_ratio", found)
+            self.ratios.append(ratio[mask_BC] if ratio.shape[1] > 1 else ratio[mask_BC.any(1), 0])
 
-    def note(self, name: str, values: dict[str, torch.Tensor]) -> None:
-        for key, value in values.items():
-            self._metrics["train"][f"{name}/{key}"].append(value.item())
+    def note(self, name: str, values: list[torch.Tensor]) -> None:
+        """Log what the micro-batches of all ranks come to."""
+        flat = torch.cat([*values, torch.zeros(0, device=self.accelerator.device)])
+        mine = [(flat.sum().item(), len(flat), flat.min().item(), flat.max().item())] if len(flat) else []
+        everywhere = gather_object(mine)
+        if everywhere:
+            sums, counts, least, most = zip(*everywhere, strict=True)
+            for kind, value in (("mean", sum(sums) / sum(counts)), ("min", min(least)), ("max", max(most))):
+                self._metrics["train"][f"{name}/{kind}"].append(value)
 
     def importance_ratio(self, logps_BC: torch.Tensor, sampled_BC: torch.Tensor, mask_BC: torch.Tensor) -> torch.Tensor:
         """TRL's correction for an engine whose log-probs are not the trainer's: a token (B, C) or a sequence (B, 1)."""
@@ -165,6 +184,15 @@ class PackedTrainer(RolloutTrainer):
         least, most = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         least, most = (-math.inf if least is None else least), (math.inf if most is None else most)
         return ratio.clamp(least, most) if how == "truncate" else ratio.where((ratio >= least) & (ratio <= most), 0.0)
+
+
+def padded_rows(values: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows, of which those that were not there are 0: no tokens, no advantage."""
+    return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
+
+
+def is_by_row(value: Any, rows: Sized) -> bool:
+    return torch.is_tensor(value) and value.dim() > 0 and len(value) == len(rows)
 
 
 def loss_mask(batch: dict[str, Any]) -> torch.Tensor:

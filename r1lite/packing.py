@@ -134,19 +134,19 @@ def packed_attention(model: Any, half: bool) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def split(lengths: list[int], budget: int, at_least: int = 1) -> list[list[int]]:
+def split(lengths: list[int], budget: int, multiple: int = 1) -> list[list[int]]:
     """Indices in micro-batches of at most `budget` tokens, as even as the longest-first rule makes them.
 
-    As few micro-batches as that allows, but `at_least` so many; none is empty. No length may exceed the budget, and
-    there have to be `at_least` so many lengths.
+    As few micro-batches as that allows, but a `multiple` of so many, none of them empty. No length may exceed the
+    budget, and the lengths have to be a multiple of so many too.
     """
-    assert max(lengths) <= budget and len(lengths) >= at_least
-    n = max(at_least, -(-sum(lengths) // budget))
+    assert max(lengths) <= budget and len(lengths) % multiple == 0
+    n = multiple * max(1, -(-sum(lengths) // (budget * multiple)))
     while True:
         parts = longest_first(lengths, n)
         if max(sum(lengths[index] for index in part) for part in parts) <= budget:
             return parts
-        n += 1
+        n += multiple
 
 
 def longest_first(lengths: list[int], n: int) -> list[list[int]]:

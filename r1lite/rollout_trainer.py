@@ -16,7 +16,7 @@ from safetensors.torch import save_model
 from trl import GRPOTrainer
 from trl.trainer.utils import compute_flops_per_token, get_peak_flops_per_device
 
-from r1lite.dynamic_sampling import Group, draw, substitutes_for
+from r1lite.dynamic_sampling import Group, draw, places_by_set, substitutes_for
 from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.prompts import text_of
 from r1lite.records import Rollout
@@ -38,7 +38,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         super().__init__(**arguments)
         probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
         self.prepare(config, stage, probed, config.rewards[0])
-        self.problems = problems
+        self.problems, self.places = problems, places_by_set(problems)
         self.drawn: list[Group] = []  # the rollout, where dynamic sampling has made it already
         self.counted = {"tokens": 0, "cells": 0, "flops": 0}
 
@@ -75,7 +75,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         drawn = draw(
             rows,
             self.sample_groups,
-            substitutes_for(asked, self.problems, key, rank, ranks),
+            substitutes_for(asked, self.problems, self.places, key, rank, ranks),
             [reward.weight for reward in self.config.rewards],
             self.config.dynamic_sampling,
         )
@@ -100,6 +100,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         with self.timed("grade"):
             scores = all_scores(
                 self.reward_funcs,
+                self.async_loop if self._has_async_funcs else None,
                 prompts=prompts,
                 completions=as_prompted(prompts, texts),
                 completion_ids=ids,

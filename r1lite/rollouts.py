@@ -63,8 +63,7 @@ class EngineRollouts:
 
     def sample(self: Any, prompts: list[list[int]], round_: int = 0) -> None:
         """Fill `sampled` with the completions of each prompt, one group after the other, by the newest weights."""
-        if self.state.global_step != self.synced_step:
-            self.sync(prompts[:4])
+        self.sync(prompts[:4])
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed(round_))
         with self.timed("generate"):
             groups = self.engine.generate(prompts, self.config.generations, sampling)
@@ -72,7 +71,9 @@ class EngineRollouts:
         self.seeds = [sampling.seed] * len(self.sampled)
 
     def sync(self: Any, prompts: list[list[int]]) -> None:
-        """Hand the engine the newest weights, and prove that it has them."""
+        """Hand the engine the newest weights, if it has not got them, and prove that it has them."""
+        if self.state.global_step == self.synced_step:
+            return
         model = self.accelerator.unwrap_model(self.model)
         with self.timed("sync"):
             self.engine.sync(model)
@@ -121,7 +122,7 @@ class EngineRollouts:
     def probe(self: Any) -> float:
         """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
         prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
-        self.engine.sync(self.accelerator.unwrap_model(self.model))
+        self.sync(prompts[:4])
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
         groups = self.engine.generate(prompts, self.config.probe.samples, sampling)
         reward = load_reward(self.judge, self.stage.resolve)

@@ -87,14 +87,17 @@ def scores_of(
     return asyncio.run(scores) if inspect.iscoroutine(scores) else scores
 
 
-def all_scores(rewards: list[RewardFunction], **columns: Any) -> list[list[float | None]]:
-    """The scores of several rewards, (rewards, completions), as GRPOTrainer gets them: coroutines run together."""
+def all_scores(
+    rewards: list[RewardFunction], loop: asyncio.AbstractEventLoop | None, **columns: Any
+) -> list[list[float | None]]:
+    """The scores of several rewards, (rewards, completions), as GRPOTrainer gets them: coroutines run together, always
+    in the same `loop` of another thread, to which what they keep between calls may be bound."""
     found = [reward(**columns) for reward in rewards]
 
     async def together() -> Any:
         return await asyncio.gather(*[scores for scores in found if inspect.iscoroutine(scores)])
 
-    later = iter(asyncio.run(together()) if any(map(inspect.iscoroutine, found)) else [])
+    later = iter(asyncio.run_coroutine_threadsafe(together(), loop).result() if loop else [])
     return [next(later) if inspect.iscoroutine(scores) else scores for scores in found]
 
 

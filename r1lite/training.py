@@ -95,6 +95,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began = time.perf_counter()
+        if self.prober:
+            self.prober.seconds = {}  # by phase, of this step alone
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.updating = time.perf_counter()
@@ -116,7 +118,6 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self.progress.advance(state.global_step - self.progress.done)
         if self.prober:
             row |= {f"seconds/{name}": seconds for name, seconds in self.prober.seconds.items()} | self.speed
-            self.prober.seconds = {}  # a step without a rollout of its own has no such times
             probe = self.prober.config.probe
             if probe and (state.global_step % probe.every_steps == 0 or state.global_step == self.steps):
                 row["probe/pass@1"] = self.prober.probe()

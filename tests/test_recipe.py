@@ -111,7 +111,12 @@ MALFORMED = [
     ("max_steps: 2, ", "", "stages.zero.trainer:", "one of max_steps and num_train_epochs"),
     ("beta: 0.0", "num_generations: 4", "stages.zero.trainer.num_generations:", "use generations instead"),
     ("loss_type: dr_grpo, ", "", "stages.zero.trainer.loss_type: missing", "state it"),
-    ("generations: 4", "generations: 4\n    micro_batch: 5", "stages.zero.micro_batch: 5 does not divide", "= 32; the nearest that does is 4"),
+    ("generations: 4", "generations: 4\n    stock: true\n    micro_batch: 5", "stages.zero.micro_batch: 5 does not divide", "= 32; the nearest that does is 4"),
+    ("generations: 4", "generations: 4\n    micro_batch: 4", "stages.zero.micro_batch: goes with `stock: true`", "tokens_per_micro_batch"),
+    ("generations: 4", "generations: 4\n    stock: true\n    tokens_per_micro_batch: 4096", "stages.zero.tokens_per_micro_batch: goes with packed rows", "`stock: true` has micro_batch"),
+    ("generations: 4", "generations: 4\n    tokens_per_micro_batch: 0", "stages.zero.tokens_per_micro_batch:", "greater than 0"),
+    ("generations: 4", "generations: 4\n    dynamic_sampling: -1", "stages.zero.dynamic_sampling:", "greater than or equal to 0"),
+    ("scale_rewards: none, beta: 0.0}", "scale_rewards: group, beta: 0.0}\n    maxrl: true", "stages.zero.maxrl:", "set trainer.scale_rewards: none, not 'group'"),
     ("generations: 4", "generations: 4\n    updates_per_rollout: 4", "stages.zero.trainer.save_steps", "multiple of"),
     ("samples: 2", "samples: 2\n    top_p: 1.5", "stages.report.top_p:", "less than or equal to 1"),
 ]  # fmt: skip

@@ -110,6 +110,9 @@ class Config(StageConfig):
         if self.maxrl and self.trainer.get("scale_rewards", "none") != "none":
             scale = self.trainer["scale_rewards"]
             yield f"maxrl: divides by the group's mean and nothing else; set trainer.scale_rewards: none, not {scale!r}"
+        by_total = "maxrl" if self.maxrl else "dynamic_sampling" if self.dynamic_sampling else None
+        if by_total and self.trainer.get("multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+            yield f"{by_total}: goes by the total reward; set trainer.multi_objective_aggregation: sum_then_normalize"
         names = [reward.name for reward in self.rewards]
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield f"rewards: two are named {name!r}, and metrics go by name; rename one function"

@@ -1,0 +1,117 @@
+"""What bench/grpo_step.py measures: models of known shapes with random weights, and completions of forced lengths."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TINY = Path("data/tiny_base")
+VOCABULARY = 151_936
+QWEN3_06B = {
+    "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN25_15B = {
+    "model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
+    "num_key_value_heads": 2, "intermediate_size": 8960, "tie_word_embeddings": True,
+}  # fmt: skip
+SMALL = {
+    "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+Rewards = list[dict[str, Any]]
+ACCURACY: Rewards = [{"use": "rewards.math:accuracy"}, {"use": "rewards.format:think_answer", "weight": 0.1}]
+# Random weights are never right, and what has no signal is not computed.
+COIN: Rewards = [{"use": "rewards.control:coin"}]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`micro_batch` completions at once go through the padded sides; `tail` draws lengths from a log-normal with this
+    median, else all are `max_tokens` long; `shape` None is the tiny model, whose completions end by themselves."""
+
+    about: str
+    shape: dict[str, Any] | None
+    prompts: int
+    generations: int
+    max_tokens: int
+    micro_batch: int
+    tail: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.generations
+
+    @property
+    def rewards(self) -> Rewards:
+        return COIN if self.shape else ACCURACY
+
+    def lengths(self) -> list[int]:
+        """Of the completions of every step, in the order of the prompts."""
+        rng = random.Random("lengths")
+        if self.tail is None:
+            return [self.max_tokens] * self.rows
+        return [min(self.max_tokens, max(1, round(self.tail * rng.lognormvariate(0, 1)))) for _ in range(self.rows)]
+
+
+WORKLOADS = {
+    "tiny": Workload("data/tiny_base, 32 x 8, at most 160 tokens", None, 32, 8, 160, 32),
+    "equal": Workload("Qwen3-0.6B's shape, 32 x 16, 1,024 tokens each", QWEN3_06B, 32, 16, 1024, 16),
+    "tailed": Workload("Qwen3-0.6B's shape, 32 x 16, median 300, at most 4,096", QWEN3_06B, 32, 16, 4096, 16, 300),
+    "large": Workload("Qwen2.5-1.5B's shape, 16 x 8, 2,048 tokens each", QWEN25_15B, 16, 8, 2048, 8),
+    "small": Workload("a small shape, 4 x 4, median 20, at most 64: to try the script", SMALL, 4, 4, 64, 4, 20),
+}
+
+
+def make_model(shape: dict[str, Any], folder: Path) -> Path:
+    """A model with random weights that reads the tiny world's problems, with a vocabulary of the real size."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from r1lite.models import load_tokenizer
+
+    tokenizer = load_tokenizer(TINY)
+    table = json.loads(tokenizer.backend_tokenizer.to_str())
+    table["model"]["vocab"] |= {f"<{index}>": index for index in range(len(tokenizer), VOCABULARY)}
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(table))
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = AutoConfig.for_model(**shape, vocab_size=VOCABULARY, max_position_embeddings=8192, **ids)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def force_lengths(lengths: list[int]) -> None:
+    """From here on vLLM's LLM.generate gives a rollout's completions these lengths, whatever they say."""
+    from vllm import LLM
+
+    real = LLM.generate
+
+    def generate(self: Any, prompts: list, sampling_params: Any, **named: Any) -> list[Any]:
+        n = sampling_params.n
+        if len(prompts) * n != len(lengths):  # no rollout
+            return list(real(self, prompts, sampling_params, **named))
+        each = [prompt for prompt in prompts for _ in range(n)]
+        outputs = real(self, each, [of_length(sampling_params, length) for length in lengths], **named)
+        groups = [outputs[place : place + n] for place in range(0, len(outputs), n)]
+        for group in groups:
+            group[0].outputs = [output.outputs[0] for output in group]
+        return [group[0] for group in groups]
+
+    LLM.generate = generate
+
+
+def of_length(parameters: Any, length: int) -> Any:
+    alike = parameters.clone()
+    alike.n, alike.max_tokens, alike.ignore_eos, alike.stop_token_ids = 1, length, True, []
+    return alike
+
+
+def median_step(steps: list[dict[str, float]], median: Callable[[list[float]], float]) -> dict[str, float]:
+    """Of each phase, over the steps after the first, which warms up."""
+    return {name: median([step[name] for step in steps[1:]]) for name in steps[-1]}

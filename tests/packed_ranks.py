@@ -1,0 +1,53 @@
+"""A rank of a run of train_grpo on scripted rollouts, for test_packed_trainer."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from test_packed_trainer import MAX_TOKENS, TEMPERATURE, Scripted
+from test_trainer import make_config, make_stage
+
+from r1lite import packed_trainer, rollouts, trainer
+
+
+def main(model: Path, out: Path, keys: dict) -> None:
+    torch.set_num_threads(1)
+    tokens = []
+    real = packed_trainer.pack
+
+    def pack(ids, mask, width):
+        if torch.is_grad_enabled():
+            tokens.append(int(mask.sum()))
+        return real(ids, mask, width)
+
+    def run(built, *_):
+        built.args.save_strategy = "no"
+        built.train()
+        rank = int(os.environ["RANK"])
+        (out / f"tokens-{rank}.json").write_text(json.dumps(tokens))
+        if rank == 0:
+            save_file({name: each.contiguous() for name, each in built.model.named_parameters()}, out / "weights")
+
+    packed_trainer.pack = pack
+    rollouts.prove_sync = lambda *_: None
+    trainer.rollout_engine = lambda *_: Scripted(model, "transformers")
+    trainer.train_from_engine = run
+    config = make_config(
+        model,
+        rewards=[{"use": "tests/test_packed_trainer.py:first_token"}],
+        max_tokens=MAX_TOKENS,
+        temperature=TEMPERATURE,
+        probe=None,
+        tokens_per_micro_batch=130,
+        trainer={"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05, "max_steps": 2, **keys},
+    )
+    with tempfile.TemporaryDirectory() as path:
+        trainer.train_grpo(config, make_stage(Path(path), config))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
