@@ -54,7 +54,8 @@ test: $(INSTALLED)  ## lint, types and all tests
 	$(BIN_PYTHON) -m mypy
 	$(BIN_PYTHON) -m pytest -q
 
-bench: $(INSTALLED)  ## speed of rollouts, grading and the sandbox, as ratios in one run
+bench: $(INSTALLED)  ## speed of a step, of rollouts, grading and the sandbox, as ratios in one run
+	$(BIN_PYTHON) bench/grpo_step.py tiny
 	$(BIN_PYTHON) bench/rollouts.py
 	$(BIN_PYTHON) bench/grading.py
 	$(BIN_PYTHON) bench/sandbox.py

@@ -17,10 +17,6 @@ QWEN25_15B = {
     "model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12,
     "num_key_value_heads": 2, "intermediate_size": 8960, "tie_word_embeddings": True,
 }  # fmt: skip
-SMALL = {
-    "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 128, "tie_word_embeddings": True,
-}  # fmt: skip
 Rewards = list[dict[str, Any]]
 ACCURACY: Rewards = [{"use": "rewards.math:accuracy"}, {"use": "rewards.format:think_answer", "weight": 0.1}]
 # Random weights are never right, and what has no signal is not computed.
@@ -61,7 +57,7 @@ WORKLOADS = {
     "equal": Workload("Qwen3-0.6B's shape, 32 x 16, 1,024 tokens each", QWEN3_06B, 32, 16, 1024, 16),
     "tailed": Workload("Qwen3-0.6B's shape, 32 x 16, median 300, at most 4,096", QWEN3_06B, 32, 16, 4096, 16, 300),
     "large": Workload("Qwen2.5-1.5B's shape, 16 x 8, 2,048 tokens each", QWEN25_15B, 16, 8, 2048, 8),
-    "small": Workload("a small shape, 4 x 4, median 20, at most 64: to try the script", SMALL, 4, 4, 64, 4, 20),
+    "small": Workload("data/tiny_base, 4 x 4, at most 32 tokens: to try the script", None, 4, 4, 32, 4),
 }
 
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_model
 from trl import GRPOTrainer
-from trl.trainer.utils import compute_flops_per_token, get_peak_flops_per_device
+from trl.trainer.utils import get_peak_flops_per_device
 
 from r1lite.dynamic_sampling import Group, draw, places_by_set, substitutes_for
 from r1lite.metrics import mean_or_none, reflective_words
@@ -35,12 +35,13 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
 
     def __init__(self, config: "Config", stage: "Stage", problems: Dataset, **arguments: Any) -> None:
         """`problems` are all that there are, a row each, from which dynamic sampling takes its substitutes."""
+        self.size = arguments["model"].num_parameters()  # before anything shards it
         super().__init__(**arguments)
         probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
         self.prepare(config, stage, probed, config.rewards[0])
         self.problems, self.places = problems, places_by_set(problems)
         self.drawn: list[Group] = []  # the rollout, where dynamic sampling has made it already
-        self.counted = {"tokens": 0, "cells": 0, "flops": 0}
+        self.counted = dict.fromkeys(("tokens", "cells", "flops"), 0.0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         left_out: list[Group] = []
@@ -162,9 +163,10 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         lengths = inputs["prompt_mask"].sum(1) + inputs["completion_mask"].sum(1)
-        attended = (lengths**2).sum() / lengths.sum() / 2  # by a token on average, as attention is causal
-        config = self.accelerator.unwrap_model(model).config
-        self.counted["flops"] += compute_flops_per_token(config, int(attended)) * int(lengths.sum())
+        config = self.accelerator.unwrap_model(model).config.get_text_config()
+        pairs = int((lengths**2).sum()) / 2  # of tokens that attend to one another, as attention is causal
+        attention = 12 * config.num_hidden_layers * config.hidden_size * pairs
+        self.counted["flops"] += 6 * self.size * int(lengths.sum()) + attention
         return super()._compute_loss(model, inputs)
 
     def speed(self, elapsed: float) -> dict[str, float]:
@@ -172,7 +174,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         out; and on a GPU whose peak is known, the model FLOPs utilisation of the forward and backward passes."""
         total = torch.tensor(list(self.counted.values()), dtype=torch.float64, device=self.accelerator.device)
         tokens, cells, flops = self.accelerator.reduce(total).tolist()
-        self.counted = dict.fromkeys(self.counted, 0)
+        self.counted = dict.fromkeys(self.counted, 0.0)
         found = {"tokens_per_second": tokens / elapsed, "padding_share": 1 - tokens / cells}
         half = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
         peak = get_peak_flops_per_device(self.accelerator, half) if torch.cuda.is_available() else None

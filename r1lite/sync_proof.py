@@ -12,7 +12,7 @@ import torch
 from r1lite.engines import Engine, Sampling, weight_sums
 
 SUMS = 1e-11  # relative; float64 sums of the same numbers in another order differ by less than 1e-12
-LOGPROBS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}  # mean absolute difference a token
+LOGPROBS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # mean absolute difference a token
 TOKENS = 8  # of each prompt's completion, or as many as may be sampled
 
 

@@ -152,6 +152,7 @@ def test_a_reward_of_ones_own_in_a_copy_of_the_recipe(tmp_path):
         ("bench/rollouts.py --prompts 2 --generations 2 --max-tokens 16 --repeat 1", r"^ratio +\d+\.\d+$"),
         ("bench/grading.py --rows 40", r"^ratio +\d+\.\d+ \(whole numbers\)"),
         ("bench/sandbox.py --programs 4 --repeat 1", r"^ratio +\d+\.\d+ for each core$"),
+        ("bench/grpo_step.py small --steps 2", r"^tokens a second, r1lite to stock TRL: \d+\.\d+$"),
     ],
 )
 def test_a_benchmark_prints_its_ratio(command, line):
