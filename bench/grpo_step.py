@@ -50,7 +50,7 @@ def main() -> None:
         medians = {side: run_side(side, ["--model", str(model)]) for side in sides}
     print(f"{workload.about}; medians of {options.steps - 1} steps")
     print(f"{'seconds a step':18}" + "".join(f"{SIDES[side]:>22}" for side in sides))
-    for name in ROWS:
+    for name in (name for name in ROWS if any(name in medians[side] for side in sides)):
         cells = (f"{medians[side][name]:22,.3f}" if name in medians[side] else f"{'':22}" for side in sides)
         print(f"{name:18}" + "".join(cells))
     for side in sides:
