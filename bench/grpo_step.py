@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workloads import TINY, WORKLOADS, Workload, force_lengths, make_model, median_step
+from workloads import TINY, WORKLOADS, Workload, force_lengths, make_model
 
 PROBLEMS, PROMPT = "data/chain.yaml#train", "plain"
 TRAINER = {"learning_rate": 1e-6, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
@@ -60,10 +60,12 @@ def main() -> None:
 
 
 def run_side(side: str, more: list[str]) -> dict[str, float]:
+    """Of each phase the median over the steps after the first, which warms up."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return median_step(json.loads(done.stdout.splitlines()[-1]), statistics.median)
+    steps = json.loads(done.stdout.splitlines()[-1])
+    return {name: statistics.median(step[name] for step in steps[1:]) for name in steps[-1]}
 
 
 def padded(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:

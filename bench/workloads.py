@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +105,3 @@ def of_length(parameters: Any, length: int) -> Any:
     alike = parameters.clone()
     alike.n, alike.max_tokens, alike.ignore_eos, alike.stop_token_ids = 1, length, True, []
     return alike
-
-
-def median_step(steps: list[dict[str, float]], median: Callable[[list[float]], float]) -> dict[str, float]:
-    """Of each phase, over the steps after the first, which warms up."""
-    return {name: median([step[name] for step in steps[1:]]) for name in steps[-1]}

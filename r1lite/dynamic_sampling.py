@@ -18,10 +18,12 @@ from r1lite.rubric import SET
 
 @dataclass(frozen=True)
 class Group:
-    """A problem's row as the trainer has it, its completions, and their scores by each reward: (rewards, G)."""
+    """A problem's row as the trainer has it, its completions and their texts, and their scores by each reward:
+    (rewards, G)."""
 
     row: dict[str, Any]
     completions: list[Completion]
+    texts: list[str]
     scores: list[list[float | None]]
     seed: int
 
@@ -99,10 +101,7 @@ def substitutes_for(
         mine = list(places[name].items())
         random.Random(f"substitutes/{key}/{name}").shuffle(mine)
         unasked = (place for problem, place in mine if problem not in asked)
-        return (dataset[place] for place in islice(unasked, rank, None, ranks))
+        for place in islice(unasked, rank, None, ranks):
+            yield dataset[place]
 
-    return {name: later(of, name) for name in places}
-
-
-def later(make: Callable[[str], Iterator[dict[str, Any]]], name: str) -> Iterator[dict[str, Any]]:
-    yield from make(name)
+    return {name: of(name) for name in places}

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 
 from r1lite.packing import pack, packed_attention, split
 from r1lite.rollout_trainer import RolloutTrainer
+from r1lite.training import precision
 
 # Losses that are a mean over rows, whatever their lengths; all others go by tokens.
 BY_ROWS = ("grpo", "sapo", "dr_grpo", "luspo")
@@ -31,6 +33,8 @@ class PackedTrainer(RolloutTrainer):
         """One optimizer step's gradient: the whole batch, a micro-batch at a time."""
         start = time.perf_counter()
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # a schedule-free one has modes
+            self.optimizer.train()
         batch = self._prepare_inputs(inputs)
         unwrapped = self.accelerator.unwrap_model(model)
         total = torch.zeros((), device=self.accelerator.device)
@@ -46,6 +50,9 @@ class PackedTrainer(RolloutTrainer):
                         loss = self.compute_loss(model, micro)
                     self.accelerator.backward(loss)
                 total += loss.detach()
+        empty_steps = self.args.torch_empty_cache_steps
+        if empty_steps is not None and self.state.global_step % empty_steps == 0:
+            clear_device_cache()
         self.note("sampling/sampling_logp_difference", self.differences)
         self.note("sampling/importance_sampling_ratio", self.ratios)
         self.current_gradient_accumulation_steps = 1
@@ -55,7 +62,7 @@ class PackedTrainer(RolloutTrainer):
 
     @property
     def half(self) -> bool:
-        return bool(self.args.bf16 or self.args.fp16)
+        return precision(self.args) != "float32"
 
     def micro_batches(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float, bool]]:
         """This rank's micro-batches, each with its share of the rank's part of the mean, and whether it is the last.

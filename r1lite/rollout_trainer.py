@@ -22,6 +22,7 @@ from r1lite.prompts import text_of
 from r1lite.records import Rollout
 from r1lite.rollouts import EngineRollouts, Sampled
 from r1lite.rubric import all_scores, as_prompted
+from r1lite.training import precision
 
 if TYPE_CHECKING:
     from r1lite.stages.grpo import Config
@@ -39,7 +40,8 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         super().__init__(**arguments)
         probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
         self.prepare(config, stage, probed, config.rewards[0])
-        self.problems, self.places = problems, places_by_set(problems)
+        self.problems = problems
+        self.places = places_by_set(problems) if config.dynamic_sampling else {}
         self.drawn: list[Group] = []  # the rollout, where dynamic sampling has made it already
         self.counted = dict.fromkeys(("tokens", "cells", "flops"), 0.0)
 
@@ -110,9 +112,10 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
                 log_metric=self._log_metric,
                 **columns,
             )
+        mine = [slice(place, place + n) for place in range(0, len(each), n)]
         return [
-            Group(row, self.sampled[place : place + n], [mine[place : place + n] for mine in scores], self.seeds[0])
-            for row, place in zip(rows, range(0, len(each), n), strict=True)
+            Group(row, self.sampled[part], texts[part], [by_one[part] for by_one in scores], self.seeds[0])
+            for row, part in zip(rows, mine, strict=True)
         ]
 
     def rows_left_out(self, groups: list[Group]) -> list[Rollout]:
@@ -129,15 +132,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
                 seed=group.seed,
             )
             for group in groups
-            for index, (completion, text) in enumerate(
-                zip(
-                    group.completions,
-                    self.processing_class.batch_decode(
-                        [completion.token_ids for completion in group.completions], skip_special_tokens=True
-                    ),
-                    strict=True,
-                )
-            )
+            for index, (completion, text) in enumerate(zip(group.completions, group.texts, strict=True))
         ]
 
     def divide_by_mean(self, batch: dict[str, Any]) -> None:
@@ -176,8 +171,8 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         tokens, cells, flops = self.accelerator.reduce(total).tolist()
         self.counted = dict.fromkeys(self.counted, 0.0)
         found = {"tokens_per_second": tokens / elapsed, "padding_share": 1 - tokens / cells}
-        half = "bfloat16" if self.args.bf16 else "float16" if self.args.fp16 else "float32"
-        peak = get_peak_flops_per_device(self.accelerator, half) if torch.cuda.is_available() else None
+        cuda = torch.cuda.is_available()
+        peak = get_peak_flops_per_device(self.accelerator, precision(self.args)) if cuda else None
         if peak:
             found["mfu"] = flops / self.accelerator.num_processes / self.seconds["forward_backward"] / peak
         return found

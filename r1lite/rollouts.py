@@ -22,7 +22,7 @@ from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import Reward
 from r1lite.sync_proof import prove_sync
-from r1lite.training import StageCallback
+from r1lite.training import StageCallback, precision
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -143,7 +143,7 @@ def rollout_engine(
         longest_prompt + config.max_tokens,
         config.seed,
         memory_share=arguments.vllm_gpu_memory_utilization,
-        dtype="bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32",
+        dtype=precision(arguments),
     )
 
 

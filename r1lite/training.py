@@ -51,6 +51,11 @@ def training_arguments(
     return arguments(**settings)
 
 
+def precision(arguments: TrainingArguments) -> str:
+    """The type that a model is computed in, by its name in torch."""
+    return "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
+
+
 def device_type() -> str:
     import torch
 

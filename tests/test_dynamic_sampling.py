@@ -42,7 +42,7 @@ def draw_from(pools: dict, most_rounds: int):
     def sample(rows, round_):
         assert round_ == len(asked)
         asked.append(rows)
-        return [Group(row, [], [[1.0, float(not row["signal"])]], round_) for row in rows]
+        return [Group(row, [], [], [[1.0, float(not row["signal"])]], round_) for row in rows]
 
     return draw(rows, sample, substitutes, [1.0], most_rounds), asked
 
@@ -129,7 +129,7 @@ def test_a_substitute_without_signal_takes_no_place_of_a_row_without():
     ],
 )
 def test_a_group_has_signal_where_totals_differ(weights, scores, signal):
-    assert Group({}, [], scores, 0).has_signal(weights) == signal
+    assert Group({}, [], [], scores, 0).has_signal(weights) == signal
 
 
 @settings(deadline=None, max_examples=50)

@@ -286,6 +286,21 @@ def test_old_logprobs_are_computed_only_where_the_update_has_not_the_same(
     assert run.trainer.use_vllm == (engine == "vllm")
 
 
+def test_the_devices_cache_is_emptied_as_often_as_trl_would(train, monkeypatch):
+    emptied = spy(monkeypatch, packed_trainer, "clear_device_cache", lambda: True)
+    train(trainer_keys={"torch_empty_cache_steps": 2, "max_steps": 5})
+    assert len(emptied) == 3  # before the updates of steps 0, 2 and 4
+    train(trainer_keys={"max_steps": 1})
+    assert len(emptied) == 3
+
+
+def test_an_optimizer_with_modes_is_set_to_train(train, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.optim.SGD, "train", lambda self: modes.append("train"), raising=False)
+    train(trainer_keys={"max_steps": 2})
+    assert modes == ["train", "train"]
+
+
 @pytest.mark.parametrize("stock", [False, True])
 def test_the_phases_of_a_step_are_within_its_time(toy_model, tmp_path, stock):
     config = make_config(toy_model, stock=stock, probe=None, trainer={"max_steps": 3})
