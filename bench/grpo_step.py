@@ -94,7 +94,7 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
             "generations": workload.generations,
             "max_tokens": workload.max_tokens,
             "temperature": 1.0,
-            "trainer": {**TRAINER, "max_steps": steps, "gradient_checkpointing": workload.shape is not None},
+            "trainer": {**TRAINER, "max_steps": steps, "gradient_checkpointing": False},
             **more,
         }
     )
@@ -136,7 +136,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
         max_completion_length=workload.max_tokens,
         max_steps=steps,
         reward_weights=[reward.weight for reward in rewards],
-        gradient_checkpointing=workload.shape is not None,
+        gradient_checkpointing=False,
         bf16=cuda,
         use_cpu=not cuda,
         use_vllm=cuda,
