@@ -4,7 +4,7 @@
 
 Each side runs in a process of its own: TRL's GRPOTrainer as it comes, with the engine that it has here; r1lite with
 TRL's padded passes (`stock: true`); r1lite. On a GPU also what bounds them: the engine alone, and packed forward and
-backward passes alone. Prints the median seconds of a step by phase, without the first step.
+backward passes alone. Prints the median seconds of a step by phase, without the first step, which warms up.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from workloads import TINY, WORKLOADS, Workload, force_lengths, make_model
 PROBLEMS, PROMPT = "data/chain.yaml#train", "plain"
 TRAINER = {"learning_rate": 1e-6, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 0.0}
 PHASES = ("generate", "grade", "sync", "prove_sync", "old_logprobs", "forward_backward", "optimizer", "idle")
-ROWS = (*PHASES, "step", "tokens/s", "mfu", "peak GiB")
+ROWS = (*PHASES, "step", "tokens/s", "mfu", "GiB")
 SIDES = {"TRL": "stock TRL", "padded": "r1lite, stock: true", "r1lite": "r1lite", "floor": "each alone"}
 
 
@@ -75,6 +75,7 @@ def padded(workload: Workload, model: Path, steps: int, folder: Path) -> list[di
 def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any) -> list[dict[str, float]]:
     import torch
 
+    from r1lite import vllm_process
     from r1lite.artifacts import Artifact, Spec
     from r1lite.observe import read_metrics
     from r1lite.stages.grpo import Config
@@ -82,7 +83,8 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
     from r1lite.worker import Stage
 
     if workload.shape:
-        force_lengths(workload.lengths())
+        (name,) = (name for name, each in WORKLOADS.items() if each is workload)
+        vllm_process.PROGRAM = [sys.executable, str(Path(__file__).with_name("forced_vllm.py")), name]
     config = Config.model_validate(
         {
             "kind": "grpo",
@@ -94,7 +96,13 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
             "generations": workload.generations,
             "max_tokens": workload.max_tokens,
             "temperature": 1.0,
-            "trainer": {**TRAINER, "max_steps": steps, "gradient_checkpointing": False},
+            **({"tokens_per_micro_batch": workload.packed_tokens} if workload.shape and "stock" not in more else {}),
+            "trainer": {
+                **TRAINER,
+                "max_steps": steps,
+                "gradient_checkpointing": False,
+                "vllm_gpu_memory_utilization": workload.memory_share,
+            },
             **more,
         }
     )
@@ -108,8 +116,16 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
         tokens = row["completions/mean_length"] * workload.rows
         found.append({**seconds, "step": step, "tokens/s": tokens / step})
         if torch.cuda.is_available():
-            found[-1] |= {"mfu": row["mfu"], "peak GiB": torch.cuda.max_memory_allocated() / 2**30}
+            found[-1] |= {"mfu": row["mfu"], "GiB": in_use()}
     return found
+
+
+def in_use() -> float:
+    """GiB of the GPU that all processes hold: nothing goes back while they live, so it is the peak."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return float(total - free) / 2**30
 
 
 def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:
@@ -124,7 +140,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
 
     cuda = torch.cuda.is_available()
     if workload.shape:
-        force_lengths(workload.lengths())
+        force_lengths(workload)
     tokenizer = load_tokenizer(model)
     problems = load_problems(PROBLEMS, workload.prompts * steps)
     rewards = [Reward.model_validate(reward) for reward in workload.rewards]
@@ -194,7 +210,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
         sync = trainer.vllm_generation.sync_weights
         trainer.vllm_generation.sync_weights = lambda: trainer.clocked("sync", sync)
     trainer.train()
-    memory = {"peak GiB": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}
+    memory = {"GiB": in_use()} if cuda else {}
     total = [sum(step.values()) for step in found]
     return [
         {**step, "step": seconds, "tokens/s": count / seconds, **memory}
@@ -217,7 +233,7 @@ def engine_alone(workload: Workload, model: Path, steps: int) -> list[float]:
     from r1lite.prompts import encode, render
 
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    force_lengths(workload.lengths())
+    force_lengths(workload)
     tokenizer = load_tokenizer(model)
     problems = load_problems(PROBLEMS, workload.prompts)
     prompts = [{"prompt_token_ids": encode(tokenizer, render(PROMPT, problem.problem))} for problem in problems]
@@ -226,7 +242,7 @@ def engine_alone(workload: Workload, model: Path, steps: int) -> list[float]:
         skip_tokenizer_init=True,
         max_model_len=workload.max_tokens + 128,
         max_num_seqs=1024,
-        gpu_memory_utilization=0.5,
+        gpu_memory_utilization=workload.memory_share,
         dtype="bfloat16",
         logprobs_mode="processed_logprobs",
     )
@@ -245,16 +261,15 @@ def passes_alone(workload: Workload, model: Path, steps: int) -> list[float]:
     from trl.trainer.utils import add_fused_lm_head
 
     from r1lite.models import load_model
-    from r1lite.packing import pack, packed_attention, split
-    from r1lite.trainer import PACKED_TOKENS
+    from r1lite.packing import compile_layers, pack, packed_attention, split
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = load_model(model, "float32").to(device).train()
     add_fused_lm_head(trained)
-    for layer in trained.model.layers:
-        layer.compile(dynamic=True)
+    if device == "cuda":
+        compile_layers(trained)
     lengths, width = workload.lengths(), workload.max_tokens
-    parts = split([20 + length for length in lengths], max(PACKED_TOKENS[device], 20 + width))
+    parts = split([20 + length for length in lengths], max(workload.packed_tokens, 20 + width))
     found = []
     for _ in range(steps):
         start = time.perf_counter()
@@ -263,6 +278,8 @@ def passes_alone(workload: Workload, model: Path, steps: int) -> list[float]:
                 ends = torch.tensor([lengths[index] for index in part], device=device)
                 mask = torch.arange(-20, width, device=device) < ends[:, None]
                 packed = pack(torch.randint(5, 1000, mask.shape, device=device), mask, width)
+                if device == "cuda":
+                    packed.inputs.update(max_length_q=20 + width, max_length_k=20 + width)
                 with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                     loss = -trained(**packed.inputs, fused_lm_head=True).log_probs.mean()
                 loss.backward()

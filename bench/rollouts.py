@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from r1lite.engines import Sampling, TransformersEngine
+from r1lite.engines import Sampling, TransformersEngine, in_order
 from r1lite.models import end_tokens, load_model, load_tokenizer
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
@@ -35,7 +35,7 @@ def main() -> None:
     engine = TransformersEngine(model, eos_token_ids, tokenizer.pad_token_id)
 
     def ours() -> int:
-        groups = engine.generate(prompts, options.generations, Sampling(options.max_tokens))
+        groups = in_order(engine.generate(prompts, options.generations, Sampling(options.max_tokens)))
         return sum(len(completion.token_ids) for group in groups for completion in group)
 
     def theirs() -> int:

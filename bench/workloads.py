@@ -8,6 +8,7 @@ from typing import Any
 
 TINY = Path("data/tiny_base")
 VOCABULARY = 151_936
+WARM_UP = 64  # tokens of each completion of the first step
 QWEN3_06B = {
     "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16,
     "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "tie_word_embeddings": True,
@@ -25,7 +26,9 @@ COIN: Rewards = [{"use": "rewards.control:coin"}]
 @dataclass(frozen=True)
 class Workload:
     """`micro_batch` completions at once go through the padded sides; `tail` draws lengths from a log-normal with this
-    median, else all are `max_tokens` long; `shape` None is the tiny model, whose completions end by themselves."""
+    median, else all are `max_tokens` long; `shape` None is the tiny model, whose completions end by themselves; vLLM
+    gets `memory_share` of the GPU beside r1lite, and TRL's default beside TRL; r1lite's micro-batches have
+    `packed_tokens`, as many as the GPU has room for."""
 
     about: str
     shape: dict[str, Any] | None
@@ -34,6 +37,8 @@ class Workload:
     max_tokens: int
     micro_batch: int
     tail: int | None = None
+    memory_share: float = 0.5
+    packed_tokens: int = 32768
 
     @property
     def rows(self) -> int:
@@ -44,18 +49,41 @@ class Workload:
         return COIN if self.shape else ACCURACY
 
     def lengths(self) -> list[int]:
-        """Of the completions of every step, in the order of the prompts."""
+        """Of the completions of every step but the first, in the order of the prompts."""
         rng = random.Random("lengths")
         if self.tail is None:
             return [self.max_tokens] * self.rows
         return [min(self.max_tokens, max(1, round(self.tail * rng.lognormvariate(0, 1)))) for _ in range(self.rows)]
 
 
+class Lengths:
+    """How long the completions of one rollout after the other are to be; those of the first, which warms up, short."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload, self.rollouts = workload, 0
+
+    def next(self, completions: int) -> list[int] | None:
+        """None where it is no rollout, or they are to end by themselves."""
+        if self.workload.shape is None or completions != self.workload.rows:
+            return None
+        self.rollouts += 1
+        return [WARM_UP] * completions if self.rollouts == 1 else self.workload.lengths()
+
+
 WORKLOADS = {
     "tiny": Workload("data/tiny_base, 32 x 8, at most 160 tokens", None, 32, 8, 160, 32),
     "equal": Workload("Qwen3-0.6B's shape, 32 x 16, 1,024 tokens each", QWEN3_06B, 32, 16, 1024, 16),
     "tailed": Workload("Qwen3-0.6B's shape, 32 x 16, median 300, at most 4,096", QWEN3_06B, 32, 16, 4096, 16, 300),
-    "large": Workload("Qwen2.5-1.5B's shape, 16 x 8, 2,048 tokens each", QWEN25_15B, 16, 8, 2048, 8),
+    "large": Workload(
+        "Qwen2.5-1.5B's shape, 16 x 8, 2,048 tokens each",
+        QWEN25_15B,
+        16,
+        8,
+        2048,
+        4,
+        memory_share=0.3,
+        packed_tokens=16384,
+    ),
     "small": Workload("data/tiny_base, 4 x 4, at most 32 tokens: to try the script", None, 4, 4, 32, 4),
 }
 
@@ -81,18 +109,19 @@ def make_model(shape: dict[str, Any], folder: Path) -> Path:
     return folder / "model"
 
 
-def force_lengths(lengths: list[int]) -> None:
-    """From here on vLLM's LLM.generate gives a rollout's completions these lengths, whatever they say."""
+def force_lengths(workload: Workload) -> None:
+    """From here on vLLM's LLM.generate gives a rollout's completions the workload's lengths, whatever they say."""
     from vllm import LLM
 
-    real = LLM.generate
+    real, lengths = LLM.generate, Lengths(workload)
 
     def generate(self: Any, prompts: list, sampling_params: Any, **named: Any) -> list[Any]:
         n = sampling_params.n
-        if len(prompts) * n != len(lengths):  # no rollout
+        wanted = lengths.next(len(prompts) * n)
+        if wanted is None:
             return list(real(self, prompts, sampling_params, **named))
         each = [prompt for prompt in prompts for _ in range(n)]
-        outputs = real(self, each, [of_length(sampling_params, length) for length in lengths], **named)
+        outputs = real(self, each, [of_length(sampling_params, length) for length in wanted], **named)
         groups = [outputs[place : place + n] for place in range(0, len(outputs), n)]
         for group in groups:
             group[0].outputs = [output.outputs[0] for output in group]

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 from trl import DistillationConfig, DistillationTrainer
 
+from r1lite.engines import in_order
 from r1lite.metrics import reflective_words
 from r1lite.models import load_model, load_tokenizer
 from r1lite.preflight import prove_golds
@@ -66,7 +67,9 @@ class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]
         self.prepare(config, stage, probed, config.probe.reward if config.probe else None)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
-        self.sample(prompt_ids[:: self.config.generations])
+        groups = in_order(self.sample(prompt_ids[:: self.config.generations]))
+        self.sampled = [completion for group in groups for completion in group]
+        self.seeds = [self.rollout_seed()] * len(self.sampled)
         return [completion.token_ids for completion in self.sampled]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

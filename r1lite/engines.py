@@ -1,16 +1,15 @@
 """Generation: `generate` for rollouts of a model that trains, `stream` for many samples of one that does not.
 
-vLLM, or transformers where there is no GPU. All engines speak token ids, so that what is trained is exactly what was
-sampled. `generate` returns the log-probs of the distribution sampled from (after temperature, top-p and top-k).
+vLLM (vllm_engine.py and fleet.py), or transformers where there is no GPU. All engines speak token ids, so that what is
+trained is exactly what was sampled. `generate` returns the log-probs of the distribution sampled from (after
+temperature, top-p and top-k).
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1lite.records import seed_from
@@ -59,6 +58,12 @@ class Finished:
     seed: int
 
 
+def in_order(finished: Iterable[list[Finished]]) -> list[list[Completion]]:
+    """The completions of all prompts: (P, n)."""
+    groups = {group.index: group.completions for batch in finished for group in batch}
+    return [groups[index] for index in range(len(groups))]
+
+
 class Streaming(Protocol):
     """An engine for evaluation: it gets all requests at once, and hands over what is done while the rest goes on."""
 
@@ -79,8 +84,8 @@ class Engine(Protocol):
         """In which it keeps its weights."""
         ...
 
-    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
-        """`n` completions for each prompt, as token ids: (P, n)."""
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> Iterator[list[Finished]]:
+        """`n` completions for each prompt: groups that are done, while the rest goes on."""
         ...
 
     def sync(self, model: Any) -> None:
@@ -139,18 +144,17 @@ class TransformersEngine:
     def close(self) -> None:
         del self.model
 
-    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> Iterator[list[Finished]]:
         import torch
 
         generator = torch.Generator(device=self.model.device).manual_seed(sampling.seed)
-        was_training = self.model.training
-        self.model.eval()
-        completions: list[list[Completion]] = []
-        with torch.inference_mode():
-            for chunk in chunks(prompts, max(1, self.batch // n)):
-                completions += self._decode(chunk, n, sampling, generator)
-        self.model.train(was_training)
-        return completions
+        for chunk in chunks(list(enumerate(prompts)), max(1, self.batch // n)):
+            was_training = self.model.training
+            self.model.eval()
+            with torch.inference_mode():
+                groups = self._decode([prompt for _, prompt in chunk], n, sampling, generator)
+            self.model.train(was_training)
+            yield [Finished(index, group, sampling.seed) for (index, _), group in zip(chunk, groups, strict=True)]
 
     def stream(self, requests: list[Request], sampling: Sampling) -> Iterator[list[Finished]]:
         """A batch at a time, in order. A batch's seed follows from its first prompt, so that what an interrupted call
@@ -159,7 +163,7 @@ class TransformersEngine:
         for n, alike in groupby(requests, key=lambda request: request.n):
             for batch in chunks(list(alike), max(1, self.batch // n)):
                 seed = seed_from(f"{sampling.seed}/{batch[0].prompt}")
-                groups = self.generate([request.prompt for request in batch], n, replace(sampling, seed=seed))
+                groups = in_order(self.generate([request.prompt for request in batch], n, replace(sampling, seed=seed)))
                 yield [Finished(start + offset, group, seed) for offset, group in enumerate(groups)]
                 start += len(batch)
 
@@ -248,81 +252,6 @@ def weight_sums(weights: "Iterable[torch.Tensor]", dtype: "torch.dtype") -> tupl
         plain += exact.sum().item()
         absolute += exact.abs().sum().item()
     return plain, absolute
-
-
-class VLLMEngine:
-    """vLLM in this process, on its GPU, so that it can follow, by `sync`, a model that trains beside it.
-
-    Its random stream starts from `seed` and goes on from call to call; a seed of its own for each request would make
-    vLLM sample row by row. So runs with it are reproducible in distribution, not token by token.
-    """
-
-    name = "vllm"
-
-    def __init__(
-        self,
-        path: Path,
-        eos_token_ids: list[int],
-        max_length: int,
-        seed: int,
-        memory_share: float,
-        dtype: str,
-    ) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        import torch
-        from vllm import LLM
-
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        self.eos_token_ids = eos_token_ids
-        self.llm = LLM(
-            model=str(path),
-            skip_tokenizer_init=True,
-            max_model_len=max_length,
-            max_num_seqs=1024,
-            gpu_memory_utilization=memory_share,
-            dtype=dtype,
-            seed=seed,
-            logprobs_mode="processed_logprobs",
-        )
-
-    def sync(self, model: Any) -> None:
-        weights = [(name, parameter.data) for name, parameter in model.named_parameters()]
-        self.llm.collective_rpc(lambda worker: worker.model_runner.model.load_weights(weights))
-        self.llm.reset_prefix_cache()
-
-    def weight_sums(self) -> tuple[float, float]:
-        dtype = self.dtype
-        found: list[tuple[float, float]] = self.llm.collective_rpc(
-            lambda worker: weight_sums(worker.model_runner.model.parameters(), dtype)
-        )
-        return found[0]
-
-    def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-
-    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(
-            n=n,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            stop_token_ids=self.eos_token_ids,
-            logprobs=0,
-            detokenize=False,
-        )
-        requests = [{"prompt_token_ids": ids} for ids in prompts]
-        outputs = self.llm.generate(requests, parameters, use_tqdm=False)
-        return [[to_completion(out) for out in request.outputs] for request in outputs]
-
-
-def to_completion(output: Any) -> Completion:
-    """vLLM's completion in our words; the end token is among its ids, as with the transformers engine."""
-    logprobs = [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
-    return Completion(list(output.token_ids), logprobs, output.finish_reason == "length")
 
 
 def chunks(items: list, size: int) -> Iterator[list]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 # The reflective words that R1-Zero was watched for (arXiv 2501.12948v2, C.2).
-REFLECTIVE = re.compile(r"\b(wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b", re.IGNORECASE)
+REFLECTIVE = {"wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check"}
+WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def choices(size: int) -> "np.ndarray":
 
 
 def reflective_words(completion: str) -> int:
-    return len(REFLECTIVE.findall(completion))
+    return sum(word in REFLECTIVE for word in WORD.findall(completion.lower()))
 
 
 def mean_or_none(values: list[float]) -> float | None:

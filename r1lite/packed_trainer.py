@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from accelerate.utils.memory import clear_device_cache
 
-from r1lite.packing import pack, packed_attention, split
+from r1lite.packing import compile_layers, pack, packed_attention, split
 from r1lite.rollout_trainer import RolloutTrainer
 from r1lite.training import precision
 
@@ -27,7 +27,15 @@ class PackedTrainer(RolloutTrainer):
     """RolloutTrainer that computes log-probs and gradients over packed rows."""
 
     budget: int  # tokens a micro-batch
+    longest: int  # tokens of a sequence
+    compiles = False  # the layers
     use_vllm: bool  # whether TRL corrects for an engine's log-probs
+
+    def compile(self) -> None:
+        self.compiles = True
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                compile_layers(self.accelerator.unwrap_model(model))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One optimizer step's gradient: the whole batch, a micro-batch at a time."""
@@ -141,7 +149,7 @@ class PackedTrainer(RolloutTrainer):
             found = self.packed_logps(model, input_ids, attention_mask, logits_to_keep, compute_aux_loss)
             self.correct(found[0].detach())
             return found
-        with self.timed("old_logprobs"):
+        with self.timed("old_logprobs"), packed_attention(self.accelerator.unwrap_model(model), self.half):
             logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
             for part in split(attention_mask.sum(1).tolist(), self.budget):
                 logps[part], *_rest = self.packed_logps(model, input_ids[part], attention_mask[part], logits_to_keep)
@@ -151,8 +159,10 @@ class PackedTrainer(RolloutTrainer):
         self, model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor, width: int, compute_aux_loss: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         packed = pack(ids_BL, mask_BL, width)
+        if self.compiles:  # else a longest sequence that no row had before compiles all layers again
+            packed.inputs.update(max_length_q=self.longest, max_length_k=self.longest)
         extra = {"output_router_logits": True} if compute_aux_loss else {}
-        with packed_attention(self.accelerator.unwrap_model(model), self.half), self.accelerator.autocast():
+        with self.accelerator.autocast():
             outputs = model(**packed.inputs, **extra, fused_lm_head=True)
         logps, entropies = (
             None if values is None else packed.unpack(values[0])[:, -width - 1 : -1]  # a token's stand one place before

@@ -5,18 +5,23 @@ a CPU, or in float32) one padded SDPA call; everything but attention never sees 
 """
 
 import heapq
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_flash_attn_2_available
 
 PACKED = "r1lite_packed"
+# Fewer heads of keys and values than of queries: torch 2.11 takes them as they are, 2.13 wants to be told.
+GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,15 @@ def attend(
 
     query, key, value: (1, heads, T, D), fewer heads of the latter two with GQA. Returns (1, T, heads, D).
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     dtype = torch.get_autocast_dtype("cuda") if query.is_cuda and torch.is_autocast_enabled("cuda") else value.dtype
     window = -1 if sliding_window is None or sliding_window >= max_length_q else sliding_window - 1
     if query.is_cuda and dtype in (torch.bfloat16, torch.float16):
-        from torch.nn.attention.varlen import varlen_attn
-
         q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
         bounds, longest = cu_seq_lens_q, max_length_q
-        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(window, 0))
+        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(window, 0), **GQA)
         return out[None], None
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return attend_padded(query, key, value, scaling, cu_seq_lens_q, max_length_q, window)[None], None
 
 
@@ -121,6 +124,17 @@ def spread(values_THD: torch.Tensor, keep_NL: torch.Tensor) -> torch.Tensor:
 AttentionInterface.register(PACKED, attend)
 
 
+def compile_layers(model: Any) -> None:
+    """Have `model` use compiled layers where it takes packed rows, of any length, and nowhere else: they would compile
+    anew for each kind of input."""
+    for layer in layers_of(model):
+        layer.compiled_forward = torch.compile(layer.forward, dynamic=True)
+
+
+def layers_of(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 @contextmanager
 def packed_attention(model: Any, half: bool) -> Iterator[None]:
     """Let `model`, computed in half precision or not, take packed rows, in forward and backward passes alike:
@@ -128,10 +142,15 @@ def packed_attention(model: Any, half: bool) -> Iterator[None]:
     before = model.config._attn_implementation
     flash = half and model.device.type == "cuda" and is_flash_attn_2_available()
     model.config._attn_implementation = "flash_attention_2" if flash else PACKED
+    compiled = [layer for layer in layers_of(model) if hasattr(layer, "compiled_forward")]
+    for layer in compiled:
+        layer.forward = layer.compiled_forward
     try:
         yield
     finally:
         model.config._attn_implementation = before
+        for layer in compiled:
+            del layer.forward
 
 
 def split(lengths: list[int], budget: int, multiple: int = 1) -> list[list[int]]:
@@ -141,12 +160,21 @@ def split(lengths: list[int], budget: int, multiple: int = 1) -> list[list[int]]
     budget, and the lengths have to be a multiple of so many too.
     """
     assert max(lengths) <= budget and len(lengths) % multiple == 0
-    n = multiple * max(1, -(-sum(lengths) // (budget * multiple)))
+    n = multiple * -(-fewest(lengths, budget) // multiple)
     while True:
         parts = longest_first(lengths, n)
         if max(sum(lengths[index] for index in part) for part in parts) <= budget:
             return parts
         n += multiple
+
+
+def fewest(lengths: list[int], budget: int) -> int:
+    """No fewer micro-batches than this hold them all: one holds two, say, of those longer than a third of it."""
+    longest = sorted(lengths, reverse=True)
+    found = max(1, -(-sum(lengths) // budget))
+    for place, length in enumerate(longest, start=1):
+        found = max(found, -(-place // max(1, budget // max(1, length))))
+    return found
 
 
 def longest_first(lengths: list[int], n: int) -> list[list[int]]:

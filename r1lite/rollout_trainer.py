@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from datasets import Dataset
@@ -17,6 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_peak_flops_per_device
 
 from r1lite.dynamic_sampling import Group, draw, places_by_set, substitutes_for
+from r1lite.engines import Finished
 from r1lite.metrics import mean_or_none, reflective_words
 from r1lite.prompts import text_of
 from r1lite.records import Rollout
@@ -42,13 +44,18 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         self.prepare(config, stage, probed, config.rewards[0])
         self.problems = problems
         self.places = places_by_set(problems) if config.dynamic_sampling else {}
-        self.drawn: list[Group] = []  # the rollout, where dynamic sampling has made it already
         self.counted = dict.fromkeys(("tokens", "cells", "flops"), 0.0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         left_out: list[Group] = []
+        rows = inputs[:: self.config.generations]
         if self.config.dynamic_sampling:
-            inputs, left_out = self.draw(inputs[:: self.config.generations])
+            self.rollout, left_out = self.draw(rows)
+        else:
+            self.rollout = self.sample_groups(rows)
+        self.sampled = [completion for group in self.rollout for completion in group.completions]
+        self.seeds = [group.seed for group in self.rollout for _ in group.completions]
+        inputs = [group.row for group in self.rollout for _ in group.completions]
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.config.maxrl:
             self.divide_by_mean(batch)
@@ -57,21 +64,17 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int, **_: Any
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        if not self.drawn:
-            self.sample(prompt_ids[:: self.config.generations])
-        return [c.token_ids for c in self.sampled], [c.logprobs for c in self.sampled]
+    ) -> tuple[list[np.ndarray], list[list[float]]]:
+        # Tokens as arrays, since transformers looks at each of a list when it decodes them.
+        return [np.array(c.token_ids) for c in self.sampled], [c.logprobs for c in self.sampled]
 
     def _calculate_rewards(self, *arguments: Any) -> Any:
-        if self.drawn:
-            rows = [row for group in self.drawn for row in zip(*group.scores, strict=True)]
-            table = [[math.nan if score is None else score for score in row] for row in rows]
-            return gather(torch.tensor(table, dtype=torch.float32, device=self.accelerator.device))
-        with self.timed("grade"):
-            return super()._calculate_rewards(*arguments)
+        rows = [row for group in self.rollout for row in zip(*group.scores, strict=True)]
+        table = [[math.nan if score is None else score for score in row] for row in rows]
+        return gather(torch.tensor(table, dtype=torch.float32, device=self.accelerator.device))
 
-    def draw(self, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Group]]:
-        """Make a rollout by dynamic sampling: its rows, one a completion, and the groups that were left out of it."""
+    def draw(self, rows: list[dict[str, Any]]) -> tuple[list[Group], list[Group]]:
+        """Make a rollout by dynamic sampling: its groups, and those that were left out of it."""
         key = f"{self.config.seed}/{self.state.global_step}"
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         asked = set(gather_object([row["problem_id"] for row in rows]))
@@ -82,40 +85,45 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
             [reward.weight for reward in self.config.rewards],
             self.config.dynamic_sampling,
         )
-        self.drawn = drawn.chosen
-        self.sampled = [completion for group in drawn.chosen for completion in group.completions]
-        self.seeds = [group.seed for group in drawn.chosen for _ in group.completions]
         wasted = sum(len(completion.token_ids) for group in drawn.left_out for completion in group.completions)
         found = {"rounds": drawn.rounds, "groups_left_out": len(drawn.left_out), "tokens_left_out": wasted}
         for name, value in found.items():
             self._metrics["train"][f"dynamic_sampling/{name}"].append(fmean(gather_object([float(value)])))
-        return [group.row for group in drawn.chosen for _ in group.completions], drawn.left_out
+        return drawn.chosen, drawn.left_out
 
-    def sample_groups(self, rows: list[dict[str, Any]], round_: int) -> list[Group]:
-        """A graded group for each problem; the seed follows from the step and the round of dynamic sampling."""
+    def sample_groups(self, rows: list[dict[str, Any]], round_: int = 0) -> list[Group]:
+        """A group for each problem, graded while others are still sampled; the seed follows from the step and the round
+        of dynamic sampling."""
+        prompts = self._tokenize_prompts([row["prompt"] for row in rows])[0]
+        groups: dict[int, Group] = {}
+        for finished in self.sample(prompts, round_):
+            graded = self.grade_groups([rows[each.index] for each in finished], finished)
+            groups |= {each.index: group for each, group in zip(finished, graded, strict=True)}
+        return [groups[index] for index in range(len(rows))]
+
+    def grade_groups(self, rows: list[dict[str, Any]], finished: list[Finished]) -> list[Group]:
+        """What has been sampled for these problems, with the scores of all rewards."""
+        completions = [completion for each in finished for completion in each.completions]
+        ids = [completion.token_ids for completion in completions]
         n = self.config.generations
-        self.sample(self._tokenize_prompts([row["prompt"] for row in rows])[0], round_)
-        ids = [completion.token_ids for completion in self.sampled]
-        each = [row for row in rows for _ in range(n)]
-        prompts = [row["prompt"] for row in each]
-        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-        columns = {name: [row[name] for row in each] for name in rows[0] if name != "prompt"}
-        with self.timed("grade"):
-            scores = all_scores(
-                self.reward_funcs,
-                self.async_loop if self._has_async_funcs else None,
-                prompts=prompts,
-                completions=as_prompted(prompts, texts),
-                completion_ids=ids,
-                trainer_state=self.state,
-                log_extra=lambda *_: None,
-                log_metric=self._log_metric,
-                **columns,
-            )
-        mine = [slice(place, place + n) for place in range(0, len(each), n)]
+        each_row = [row for row in rows for _ in range(n)]
+        prompts = [row["prompt"] for row in each_row]
+        texts = self.processing_class.batch_decode([np.array(each) for each in ids], skip_special_tokens=True)
+        scores = all_scores(
+            self.reward_funcs,
+            self.async_loop if self._has_async_funcs else None,
+            prompts=prompts,
+            completions=as_prompted(prompts, texts),
+            completion_ids=ids,
+            trainer_state=self.state,
+            log_extra=lambda *_: None,  # a column of TRL's table of completions, which is off
+            log_metric=self._log_metric,
+            **{name: [row[name] for row in each_row] for name in rows[0] if name != "prompt"},
+        )
+        parts = [slice(place, place + n) for place in range(0, len(completions), n)]
         return [
-            Group(row, self.sampled[part], texts[part], [by_one[part] for by_one in scores], self.seeds[0])
-            for row, part in zip(rows, mine, strict=True)
+            Group(row, completions[part], texts[part], [by_one[part] for by_one in scores], each.seed)
+            for row, each, part in zip(rows, finished, parts, strict=True)
         ]
 
     def rows_left_out(self, groups: list[Group]) -> list[Rollout]:

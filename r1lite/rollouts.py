@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
 from r1lite.curves import draw_training
-from r1lite.engines import Completion, Engine, Sampling, TransformersEngine, VLLMEngine, pick_engine
+from r1lite.engines import Completion, Engine, Finished, Sampling, TransformersEngine, in_order, pick_engine
 from r1lite.models import end_tokens
 from r1lite.prompts import encode, render
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
@@ -23,10 +23,14 @@ from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import Reward
 from r1lite.sync_proof import prove_sync
 from r1lite.training import StageCallback, precision
+from r1lite.vllm_engine import VLLMEngine
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
+
+# Of a GPU's memory, for vLLM: TRL's default of 0.3 leaves so little for keys and values that requests have to wait.
+MEMORY_SHARE = 0.5
 
 # What a row of a rollout is made of on the rank that sampled it: problem_id, token ids, truncated, seed.
 Sampled = tuple[str, list[int], bool, int]
@@ -61,14 +65,20 @@ class EngineRollouts:
         self.seeds: list[int] = []  # of each of these
         self.synced_step = -1
 
-    def sample(self: Any, prompts: list[list[int]], round_: int = 0) -> None:
-        """Fill `sampled` with the completions of each prompt, one group after the other, by the newest weights."""
+    def sample(self: Any, prompts: list[list[int]], round_: int = 0) -> Iterator[list[Finished]]:
+        """A group of completions for each prompt, by the newest weights: those that are done, while the rest goes on.
+
+        The step's time of generating ends with the last completion. What is done with the others until then costs
+        nothing, so it counts as generating too, and only what is left to do after it as grading.
+        """
         self.sync(prompts[:4])
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed(round_))
-        with self.timed("generate"):
-            groups = self.engine.generate(prompts, self.config.generations, sampling)
-        self.sampled = [completion for group in groups for completion in group]
-        self.seeds = [sampling.seed] * len(self.sampled)
+        start = arrived = time.perf_counter()
+        for finished in self.engine.generate(prompts, self.config.generations, sampling):
+            arrived = time.perf_counter()
+            yield finished
+        self.spend("generate", arrived - start)
+        self.spend("grade", time.perf_counter() - arrived)
 
     def sync(self: Any, prompts: list[list[int]]) -> None:
         """Hand the engine the newest weights, if it has not got them, and prove that it has them."""
@@ -85,8 +95,11 @@ class EngineRollouts:
         before, start = sum(self.seconds.values()), time.perf_counter()
         loss: torch.Tensor = super().training_step(*arguments, **named)  # type: ignore[misc]
         rest = time.perf_counter() - start - (sum(self.seconds.values()) - before)
-        self.seconds["forward_backward"] = self.seconds.get("forward_backward", 0.0) + rest
+        self.spend("forward_backward", rest)
         return loss
+
+    def spend(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def speed(self, elapsed: float) -> dict[str, float]:
         """What else than the seconds of its phases tells how fast a step of `elapsed` seconds was."""
@@ -99,7 +112,7 @@ class EngineRollouts:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.spend(phase, time.perf_counter() - start)
 
     def rollout_seed(self: Any, round_: int = 0) -> int:
         """A function of the step alone, so that a resumed run samples what the uninterrupted one would have."""
@@ -124,7 +137,7 @@ class EngineRollouts:
         prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
         self.sync(prompts[:4])
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
-        groups = self.engine.generate(prompts, self.config.probe.samples, sampling)
+        groups = in_order(self.engine.generate(prompts, self.config.probe.samples, sampling))
         reward = load_reward(self.judge, self.stage.resolve)
         _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
         return fmean(score or 0.0 for score in scores)
@@ -142,8 +155,9 @@ def rollout_engine(
         eos_token_ids,
         longest_prompt + config.max_tokens,
         config.seed,
-        memory_share=arguments.vllm_gpu_memory_utilization,
-        dtype=precision(arguments),
+        precision(arguments),
+        config.trainer.get("vllm_gpu_memory_utilization", MEMORY_SHARE),
+        arguments.vllm_enable_sleep_mode,
     )
 
 

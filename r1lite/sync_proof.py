@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from r1lite.engines import Engine, Sampling, weight_sums
+from r1lite.engines import Engine, Sampling, in_order, weight_sums
 
 SUMS = 1e-11  # relative; float64 sums of the same numbers in another order differ by less than 1e-12
 LOGPROBS = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}  # mean absolute difference a token
@@ -30,13 +30,13 @@ def prove_sync(engine: Engine, model: Any, prompts: list[list[int]], temperature
             "model. Run `r1lite` again, which goes on from the newest checkpoint with a new engine; if it happens "
             "again, report it with the versions of vLLM and torch"
         )
-    groups = engine.generate(prompts, 1, Sampling(min(TOKENS, max_tokens), temperature))
+    groups = in_order(engine.generate(prompts, 1, Sampling(min(TOKENS, max_tokens), temperature)))
+    sampled = [completion for (completion,) in groups]
+    mine_too = logprobs(model, prompts, [completion.token_ids for completion in sampled], temperature, dtype)
     differences = [
         abs(a - b)
-        for prompt, (completion,) in zip(prompts, groups, strict=True)
-        for a, b in zip(
-            completion.logprobs, logprobs(model, prompt, completion.token_ids, temperature, dtype), strict=True
-        )
+        for completion, found in zip(sampled, mine_too, strict=True)
+        for a, b in zip(completion.logprobs, found, strict=True)
     ]
     mean, allowed = sum(differences) / len(differences), LOGPROBS[str(dtype).removeprefix("torch.")]
     if not mean <= allowed:
@@ -47,15 +47,24 @@ def prove_sync(engine: Engine, model: Any, prompts: list[list[int]], temperature
         )
 
 
-def logprobs(model: Any, prompt: list[int], completion: list[int], temperature: float, dtype: torch.dtype) -> list:
-    """Of each token of a completion, by a plain forward pass in the engine's type."""
-    ids = torch.tensor([prompt + completion], device=model.device)
+def logprobs(
+    model: Any, prompts: list[list[int]], completions: list[list[int]], temperature: float, dtype: torch.dtype
+) -> list[list[float]]:
+    """Of each token of each completion, by one plain forward pass in the engine's type."""
+    pairs = list(zip(prompts, completions, strict=True))
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    # Padding on the right needs no mask: causal attention never looks there.
+    ids = [prompt + completion + [0] * (width - len(prompt) - len(completion)) for prompt, completion in pairs]
+    kept = width - min(map(len, prompts)) + 1  # whose logits tell of a completion's token
     half = dtype != torch.float32
     was_training = model.training
     model.eval()
     with torch.no_grad(), torch.autocast(model.device.type, dtype if half else None, enabled=half):
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        logits = model(input_ids=torch.tensor(ids, device=model.device), logits_to_keep=kept).logits
     model.train(was_training)
-    every = (logits.float() / temperature).log_softmax(-1)
-    found: list[float] = every.gather(1, ids[0, len(prompt) :, None])[:, 0].tolist()
+    found = []
+    for row, (prompt, completion) in zip(logits, pairs, strict=True):
+        first = len(prompt) - 1 - (width - kept)
+        every = (row[first : first + len(completion)].float() / temperature).log_softmax(-1)
+        found.append(every.gather(1, torch.tensor(completion, device=every.device)[:, None])[:, 0].tolist())
     return found

@@ -64,8 +64,11 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
         processing_class=tokenizer,
     )
     if isinstance(trainer, PackedTrainer):
-        trainer.budget = token_budget(config, longest + config.max_tokens)
+        trainer.longest = longest + config.max_tokens
+        trainer.budget = token_budget(config, trainer.longest)
         prove_packing(model, [encode(tokenizer, render(config.prompt, p.problem)) for p in problems[:2]], trainer.half)
+        if trainer.half and device_type() == "cuda" and config.trainer.get("torch_compile", True):
+            trainer.compile()
     trainer.engine = rollout_engine(config, arguments, path, model, tokenizer, longest)
     # From here on `use_vllm` only turns on TRL's correction for an engine whose log-probs are not the trainer's own.
     trainer.use_vllm = trainer.engine.name == "vllm"
@@ -95,7 +98,11 @@ def grpo_arguments(config: "Config", stage: "Stage", longest_prompt: int, n_prob
         **(
             {}
             if config.stock
-            else {"per_device_train_batch_size": global_batch // world_size(), "gradient_accumulation_steps": 1}
+            else {
+                "per_device_train_batch_size": global_batch // world_size(),
+                "gradient_accumulation_steps": 1,
+                "torch_compile": False,  # of the whole model; here it is layer by layer
+            }
         ),
     )
     arguments.steps_per_generation = arguments.gradient_accumulation_steps * config.updates_per_rollout

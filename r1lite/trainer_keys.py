@@ -36,6 +36,10 @@ OWNED_WITH_ROLLOUTS = {
     "per_device_train_batch_size": "micro_batch",
     "gradient_accumulation_steps": "prompts_per_step, generations and micro_batch",
     **dict.fromkeys(("use_vllm", "vllm_mode"), "engine"),
+    **dict.fromkeys(("vllm_server_base_url", "vllm_server_host", "vllm_server_port"), "engine"),
+    **dict.fromkeys(("vllm_server_timeout", "vllm_group_port", "vllm_tensor_parallel_size"), "engine"),
+    **dict.fromkeys(("vllm_model_impl", "vllm_structured_outputs_regex"), "engine"),
+    "vllm_max_model_length": "max_tokens",
     "generation_kwargs": "temperature and max_tokens",
     **dict.fromkeys(
         ("top_p", "top_k", "min_p", "repetition_penalty"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from r1lite.engines import Sampling, TransformersEngine, chunks, pick_engine, sample
+from r1lite.engines import Sampling, TransformersEngine, chunks, in_order, pick_engine, sample
 from r1lite.models import load_model, load_tokenizer
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [5]]
@@ -22,7 +22,7 @@ def true_logprobs(model, prompt: list[int], completion: list[int], temperature: 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_are_those_of_the_sampled_tokens(engine, temperature):
-    groups = engine.generate(PROMPTS, 16, Sampling(24, temperature, seed=3))
+    groups = in_order(engine.generate(PROMPTS, 16, Sampling(24, temperature, seed=3)))
     lengths = set()
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:
@@ -34,7 +34,7 @@ def test_logprobs_are_those_of_the_sampled_tokens(engine, temperature):
 
 def test_a_completion_ends_with_the_end_token_or_is_truncated(engine):
     (eos,) = engine.eos_token_ids
-    completions = [c for group in engine.generate(PROMPTS, 16, Sampling(24, seed=0)) for c in group]
+    completions = [c for group in in_order(engine.generate(PROMPTS, 16, Sampling(24, seed=0))) for c in group]
     assert {c.truncated for c in completions} == {True, False}
     for completion in completions:
         assert len(completion.token_ids) == len(completion.logprobs) <= 24
@@ -43,29 +43,30 @@ def test_a_completion_ends_with_the_end_token_or_is_truncated(engine):
 
 
 def test_the_same_seed_samples_the_same_and_another_seed_does_not(engine):
-    first, again, other = (engine.generate(PROMPTS, 4, Sampling(16, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (in_order(engine.generate(PROMPTS, 4, Sampling(16, seed=seed))) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_sampling_leaves_the_global_random_state_and_the_training_mode_alone(engine):
     engine.model.train()
+    engine.batch = 2
     before = torch.get_rng_state()
-    engine.generate(PROMPTS, 2, Sampling(8))
+    for _ in engine.generate(PROMPTS, 2, Sampling(8)):
+        assert engine.model.training and not torch.is_inference_mode_enabled(), "while a group is graded"
     assert torch.equal(torch.get_rng_state(), before)
-    assert engine.model.training
 
 
 def test_near_zero_temperature_is_transformers_greedy_search(engine):
     (eos,) = engine.eos_token_ids
     for prompt in PROMPTS:
-        ((completion,),) = engine.generate([prompt], 1, Sampling(16, temperature=1e-4))
+        ((completion,),) = in_order(engine.generate([prompt], 1, Sampling(16, temperature=1e-4)))
         expected = engine.model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=eos)
         assert completion.token_ids == expected[0, len(prompt) :].tolist()
 
 
 def test_many_prompts_go_in_several_batches_and_come_back_in_order(engine):
     engine.batch = 4
-    groups = engine.generate(PROMPTS * 3, 2, Sampling(4, temperature=1e-4))
+    groups = in_order(engine.generate(PROMPTS * 3, 2, Sampling(4, temperature=1e-4)))
     assert groups == [group for _ in range(3) for group in groups[:3]]
 
 

@@ -33,6 +33,7 @@ class LLM:
     """Answers a prompt with its tokens again, its GPU and its seed; the third of three is cut off."""
 
     def __init__(self, model, seed, **_):
+        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
         self.seed, self.made, self.waiting, self.llm_engine = seed, 0, [], self
         self.core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
         self.core.start()
@@ -43,7 +44,9 @@ class LLM:
             os._exit(7)
 
     def enqueue(self, prompts, parameters, use_tqdm):
-        assert not parameters.detokenize and parameters.top_p == 0.9 and parameters.stop_token_ids == [2]
+        assert len(prompts) == len(parameters)
+        for each in parameters:
+            assert not each.detokenize and each.top_p == 0.9 and each.stop_token_ids == [2] and each.logprobs is None
         names = [str(1000 + self.made + len(self.waiting) + place) for place in range(len(prompts))]
         self.waiting += [(name, prompt["prompt_token_ids"]) for name, prompt in zip(names, prompts)]
         return [name + "-a1b2" for name in names]
@@ -142,7 +145,7 @@ def test_an_engine_killed_by_force_leaves_nothing_that_holds_the_gpu(fleet):
 
 
 def test_who_stops_listening_does_not_wait_for_the_rest(fleet):
-    endless = [Request([1], 10**6)]
+    endless = [Request([1], 10**5)]
     with fleet(["0"]) as engine:
         (process,) = engine.engines
         for _ in engine.stream(endless, SAMPLING):

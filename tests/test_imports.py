@@ -16,8 +16,9 @@ ORDER = [
     {"trainer_keys", "models", "curves"},
     {"problems"},
     {"stages.config"},
-    {"engines", "bands"},
-    {"fleet"},
+    {"engines", "bands", "shared_buffer", "vllm_logprobs"},
+    {"vllm_process"},
+    {"fleet", "vllm_engine"},
     {"rubric"},
     {"filters", "judging", "protocol"},
     {"endpoint"},
@@ -42,8 +43,8 @@ ORDER = [
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "accelerate", "matplotlib", "pyarrow", "huggingface_hub"}
 # What only a training stage imports, inside its `run`.
 TRAINERS = {
-    "distillation", "finetune", "packed_trainer", "packing", "preference", "rollout_trainer", "rollouts", "sync_proof",
-    "trainer", "training",
+    "distillation", "finetune", "packed_trainer", "packing", "preference", "rollout_trainer", "rollouts",
+    "shared_buffer", "sync_proof", "trainer", "training", "vllm_engine", "vllm_logprobs",
 }  # fmt: skip
 MODULES = {
     ".".join(path.with_suffix("").parts[1:]): path

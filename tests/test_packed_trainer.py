@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from r1lite import packed_trainer, trainer
-from r1lite.engines import Completion, Sampling
+from r1lite.engines import Completion, Finished, Sampling, in_order
 from r1lite.models import load_model, load_tokenizer
 from r1lite.observe import read_metrics
 from r1lite.packed_trainer import PackedTrainer
@@ -50,7 +50,8 @@ class Scripted:
         self.words = [token for token in range(len(tokenizer)) if token not in tokenizer.all_special_ids]
 
     def generate(self, prompts, n, sampling):
-        return [[self.completion(prompt, sample) for sample in range(n)] for prompt in prompts]
+        for index, prompt in reversed(list(enumerate(prompts))):
+            yield [Finished(index, [self.completion(prompt, sample) for sample in range(n)], sampling.seed)]
 
     def completion(self, prompt, sample):
         rng = random.Random(f"{prompt}/{sample}")
@@ -58,7 +59,7 @@ class Scripted:
         cut = rng.random() < 0.3
         length = MAX_TOKENS if cut else rng.choice([1, 2, 5, 12, 25, 38])
         ids = [self.words[3 if alike else sample], *rng.choices(self.words, k=length - 1)] + [self.end] * (not cut)
-        true = logprobs(self.model, prompt, ids, TEMPERATURE, self.dtype)
+        (true,) = logprobs(self.model, [prompt], [ids], TEMPERATURE, self.dtype)
         return Completion(ids, [each + rng.gauss(0, 0.2) for each in true], cut)
 
     def sync(self, model):
@@ -73,7 +74,7 @@ class Bare(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, *_):
         n = self.num_generations
-        completions = itertools.chain(*self.engine.generate(prompt_ids[::n], n, Sampling(MAX_TOKENS)))
+        completions = itertools.chain(*in_order(self.engine.generate(prompt_ids[::n], n, Sampling(MAX_TOKENS))))
         return zip(*[(each.token_ids, each.logprobs) for each in completions], strict=True)
 
 

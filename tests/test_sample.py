@@ -10,7 +10,7 @@ from test_endpoint import TRUSTED, serving
 
 from r1lite import endpoint
 from r1lite.artifacts import Artifact, Spec
-from r1lite.engines import Completion, TransformersEngine
+from r1lite.engines import Completion, Finished, TransformersEngine
 from r1lite.models import load_tokenizer
 from r1lite.plugins import load_module
 from r1lite.problems import load_problems
@@ -309,7 +309,8 @@ def test_right_completions_of_courtesy_are_known_by_the_columns_of_their_problem
 
     def polite(self, prompts, n, _):
         texts = [answers[tokenizer.decode(prompt)] for prompt in prompts]
-        return [[Completion(tokenizer(text).input_ids, [], False)] * n for text in texts]
+        groups = [[Completion(tokenizer(text).input_ids, [], False)] * n for text in texts]
+        yield [Finished(index, group, 0) for index, group in enumerate(groups)]
 
     monkeypatch.setattr(TransformersEngine, "generate", polite)
     config = make_config(toy_model, problems=[COURTESY], limit=None, rewards=[{"use": "data/courtesy.py:courteous"}])

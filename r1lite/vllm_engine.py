@@ -1,0 +1,138 @@
+"""vLLM for rollouts: an engine in a process of its own on the trainer's GPU, which follows a model by its weights."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import torch
+
+from r1lite.engines import Completion, Finished, Sampling
+from r1lite.observe import say
+from r1lite.shared_buffer import BYTES, Buffer, fill, make_buffer
+from r1lite.vllm_process import END, completions_of, next_line, send, start, visible_gpus
+
+
+class VLLMEngine:
+    """Its random stream starts from `seed` and goes on from call to call; a seed of its own for each request would make
+    vLLM sample row by row. So runs with it are reproducible in distribution, not token by token.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        path: Path,
+        eos_token_ids: list[int],
+        max_length: int,
+        seed: int,
+        dtype: str,
+        memory_share: float,
+        sleeps: bool = False,
+    ) -> None:
+        """Takes `memory_share` of the GPU's memory, and where it `sleeps` gives it back while it has nothing to do."""
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.sleeps, self.asleep = sleeps, False
+        self.buffer: Buffer | None = None
+        gpus = visible_gpus()
+        gpu = gpus[torch.cuda.current_device()] if gpus else ""
+        say(f"  starting vLLM{f' on GPU {gpu}' if gpu else ''}")
+        self.process = start(
+            gpu,
+            eos_token_ids,
+            logprobs=True,
+            model=str(path),
+            max_model_len=max_length,
+            seed=seed,
+            dtype=dtype,
+            gpu_memory_utilization=memory_share,
+            enable_sleep_mode=sleeps,
+        )
+        self.wait()
+
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> Iterator[list[Finished]]:
+        self.wake()
+        requests = [(index, prompt, n) for index, prompt in enumerate(prompts)]
+        send(self.process, {"do": "generate", "requests": requests, "sampling": asdict(sampling)})
+        lines: Queue[str] = Queue()
+        Thread(target=self.read, args=(lines,), daemon=True).start()
+        groups: dict[int, list[Completion]] = defaultdict(list)
+        last = None
+        try:
+            while last not in ("", END):
+                arrived = [lines.get()]
+                while not lines.empty():  # while the last ones were graded
+                    arrived.append(lines.get())
+                last = arrived[-1]
+                finished = []
+                samples = [sample for line in arrived if line not in ("", END) for sample in completions_of(line)]
+                for index, completion in samples:
+                    groups[index].append(completion)
+                    if len(groups[index]) == n:
+                        finished.append(Finished(index, groups.pop(index), sampling.seed))
+                if finished:
+                    yield finished
+        finally:
+            if last not in ("", END):  # whoever asked has failed, and does not want the rest
+                self.process.kill()
+        self.refuse_dead(last)
+        if self.sleeps:
+            self.ask("sleep")
+            self.asleep = True
+
+    def read(self, lines: "Queue[str]") -> None:
+        """Take an answer's lines as they come, so that vLLM never waits for whoever grades."""
+        line = None
+        while line not in ("", END):
+            line = next_line(self.process)
+            lines.put(line)
+
+    def sync(self, model: Any) -> None:
+        self.wake()
+        if self.buffer is None:
+            largest = max(parameter.numel() for parameter in model.parameters()) * self.dtype.itemsize
+            self.buffer = make_buffer(max(BYTES, largest), model.device)
+            self.ask("open", **self.buffer.handle)
+        weights = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+        for layout in fill(self.buffer.bytes, weights, self.dtype):
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.ask("load", layout=layout)
+
+    def weight_sums(self) -> tuple[float, float]:
+        self.wake()
+        plain, absolute = self.ask("sum")
+        return plain, absolute
+
+    def wake(self) -> None:
+        if self.asleep:
+            self.ask("wake")
+            self.asleep = False
+
+    def ask(self, what: str, **more: Any) -> Any:
+        send(self.process, {"do": what, **more})
+        return self.wait()
+
+    def wait(self) -> Any:
+        """Until it is ready for the next order; returns what it has to say of this one."""
+        said = None
+        while (line := next_line(self.process)) not in ("", END):
+            said = json.loads(line)
+        self.refuse_dead(line)
+        return said
+
+    def refuse_dead(self, line: str) -> None:
+        if line == "":
+            raise RuntimeError(
+                f"vLLM has died (exit code {self.process.wait()}); the log has its last words. Run the same command "
+                "again: it goes on from the newest checkpoint"
+            )
+
+    def close(self) -> None:
+        with suppress(BrokenPipeError), self.process:  # no more orders, and it ends
+            pass

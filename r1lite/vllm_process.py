@@ -1,0 +1,186 @@
+"""vLLM in a process of its own (`python -m r1lite.vllm_process`), and how others talk with it: in lines of JSON.
+
+No port is opened and nothing is unpickled. vLLM's core runs in the same process as the loop that feeds it, which is
+faster than the two processes that vLLM would make of it (bench/README.md), and torch.distributed of whoever trains
+beside it knows nothing of it.
+"""
+
+import base64
+import gc
+import json
+import os
+import subprocess
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from r1lite.engines import Completion, Sampling
+from r1lite.pool import end_with_parent
+
+PROGRAM = [sys.executable, "-m", "r1lite.vllm_process"]
+END = "ready\n"  # it waits for an order
+SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "logprobs_mode": "processed_logprobs"}
+
+
+def start(gpu: str, eos_token_ids: list[int], logprobs: bool, **settings: Any) -> "subprocess.Popen[str]":
+    """Start vLLM's LLM with these settings on a GPU, named as CUDA_VISIBLE_DEVICES names it. END tells that it is up.
+
+    With `logprobs` its completions have those of the distribution sampled from.
+    """
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    engine = subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    send(engine, {"eos": eos_token_ids, "logprobs": logprobs, "settings": settings})
+    return engine
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this process as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def send(engine: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
+    assert engine.stdin is not None
+    try:
+        engine.stdin.write(json.dumps(order) + "\n")
+        engine.stdin.flush()
+    except BrokenPipeError:  # it has died, which the end of its output tells
+        pass
+
+
+def next_line(engine: "subprocess.Popen[str]") -> str:
+    """The next line of its answer; END after the last one, "" where it has died, be it within a line."""
+    assert engine.stdout is not None
+    line = engine.stdout.readline()
+    return line if line.endswith("\n") else ""
+
+
+def completions_of(line: str) -> list[tuple[int, Completion]]:
+    """The samples that a line tells of, each with the index of its request."""
+    return [
+        (index, Completion(unpacked("i", ids), unpacked("f", logprobs), cut))
+        for index, ids, logprobs, cut in json.loads(line)
+    ]
+
+
+def packed(kind: str, values: Sequence[float]) -> str:
+    return base64.b64encode(array(kind, values).tobytes()).decode()
+
+
+def unpacked(kind: str, text: str) -> list[Any]:
+    return array(kind, base64.b64decode(text)).tolist()
+
+
+def serve(orders: IO[str], results: IO[str]) -> None:
+    """One engine: settings come in, then orders; END says that it is ready, and that an order is done."""
+    given = json.loads(orders.readline())
+    import torch
+    from vllm import LLM
+
+    llm = LLM(**given["settings"], **SETTINGS)
+    recorder = None
+    if given["logprobs"] and llm.llm_engine.vllm_config.use_v2_model_runner:
+        from r1lite.vllm_logprobs import LogprobRecorder
+
+        recorder = LogprobRecorder(runner_of(llm), given["settings"]["max_model_len"])
+    buffer = None
+    print(END, end="", file=results, flush=True)
+    gc.disable()  # a collection takes longer than a step
+    for line in orders:
+        order = json.loads(line)
+        match order.pop("do"):
+            case "generate":
+                for samples in generate(llm, given["eos"], given["logprobs"], recorder, **order):
+                    print(json.dumps(samples), file=results, flush=True)
+            case "open":
+                from r1lite.shared_buffer import open_buffer
+
+                buffer = open_buffer(**order)
+            case "load":
+                from r1lite.shared_buffer import views
+
+                assert buffer is not None
+                runner_of(llm).model.load_weights(views(buffer, order["layout"]))
+                if buffer.is_cuda:  # its owner writes over it next
+                    torch.cuda.synchronize()
+                llm.reset_prefix_cache()
+            case "sum":
+                from r1lite.engines import weight_sums
+
+                model = runner_of(llm).model
+                print(json.dumps(weight_sums(model.parameters(), next(model.parameters()).dtype)), file=results)
+            case "sleep":
+                llm.sleep()
+            case "wake":
+                llm.wake_up()
+        print(END, end="", file=results, flush=True)
+        gc.collect()
+
+
+def generate(
+    llm: Any,
+    eos_token_ids: list[int],
+    logprobs: bool,
+    recorder: Any,
+    requests: list[tuple[int, list[int], int]],
+    sampling: dict[str, Any],
+) -> Iterator[list[tuple[int, str, str, bool]]]:
+    """What has ended in each step of vLLM's, for `requests` of an index, a prompt and a number of samples."""
+    from vllm import SamplingParams
+
+    how = Sampling(**sampling)
+    wanted = [(index, prompt) for index, prompt, n in requests for _ in range(n)]
+    parameters = [
+        SamplingParams(
+            max_tokens=how.max_tokens,
+            temperature=how.temperature,
+            top_p=how.top_p,
+            top_k=how.top_k,
+            stop_token_ids=eos_token_ids,
+            logprobs=0 if logprobs and recorder is None else None,
+            detokenize=False,
+            extra_args={"row": row},
+        )
+        for row in range(len(wanted))
+    ]
+    if recorder:
+        recorder.make_room(len(wanted))
+    names = llm.enqueue([{"prompt_token_ids": prompt} for _, prompt in wanted], parameters, use_tqdm=False)
+    running = {name.split("-")[0]: row for row, name in enumerate(names)}
+    while running:
+        ended = [output for output in llm.llm_engine.step() if output.finished]
+        if not ended:
+            continue
+        rows = [running.pop(output.request_id) for output in ended]
+        found = [output.outputs[0] for output in ended]
+        if recorder:
+            values = recorder.read(rows, [len(wanted[row][1]) for row in rows], [len(out.token_ids) for out in found])
+        elif logprobs:
+            values = [[at[token].logprob for token, at in zip(o.token_ids, o.logprobs, strict=True)] for o in found]
+        else:
+            values = [[]] * len(found)
+        yield [
+            (wanted[row][0], packed("i", out.token_ids), packed("f", mine), out.finish_reason == "length")
+            for row, out, mine in zip(rows, found, values, strict=True)
+        ]
+
+
+def runner_of(llm: Any) -> Any:
+    """vLLM's model runner, which is in this process."""
+    return llm.collective_rpc(lambda worker: worker.model_runner)[0]
+
+
+def main() -> None:
+    end_with_parent()
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    serve(sys.stdin, results)
+
+
+if __name__ == "__mp_main__":  # a process of vLLM's: it would outlive an engine killed by force, and hold its GPU
+    end_with_parent()
+if __name__ == "__main__":
+    main()
