@@ -65,7 +65,9 @@ def run_side(side: str, more: list[str]) -> dict[str, float]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     steps = json.loads(done.stdout.splitlines()[-1])
-    return {name: statistics.median(step[name] for step in steps[1:]) for name in steps[-1]}
+    medians = {name: statistics.median(step[name] for step in steps[1:]) for name in steps[-1]}
+    print(f"{SIDES[side]}:", ", ".join(f"{name} {median:,.3f}" for name, median in medians.items()), flush=True)
+    return medians
 
 
 def padded(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:
@@ -96,7 +98,6 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
             "generations": workload.generations,
             "max_tokens": workload.max_tokens,
             "temperature": 1.0,
-            **({"tokens_per_micro_batch": workload.packed_tokens} if workload.shape and "stock" not in more else {}),
             "trainer": {
                 **TRAINER,
                 "max_steps": steps,
@@ -157,7 +158,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
         use_cpu=not cuda,
         use_vllm=cuda,
         vllm_mode="colocate",
-        vllm_max_model_length=workload.max_tokens + 128,
+        vllm_max_model_length=workload.max_tokens + 64,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
@@ -171,6 +172,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
 
         def training_step(self, *given: Any, **named: Any) -> Any:
             if self._step % self.args.gradient_accumulation_steps == 0:
+                began.append(time.perf_counter())
                 found.append({})
             return self.clocked("forward_backward", super().training_step, *given, **named)
 
@@ -195,10 +197,12 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
 
         def log(self, logs: dict[str, float], *given: Any) -> None:
             if "loss" in logs:
+                found[-1]["idle"] = time.perf_counter() - began[-1] - sum(found[-1].values())
                 tokens.append(self._metrics["train"]["completions/mean_length"][-1] * workload.rows)
             super().log(logs, *given)
 
     tokens: list[float] = []
+    began: list[float] = []
     trainer = Timed(
         model=load_model(model, "float32"),
         reward_funcs=[load_reward(reward) for reward in rewards],
@@ -240,7 +244,7 @@ def engine_alone(workload: Workload, model: Path, steps: int) -> list[float]:
     llm = LLM(
         model=str(model),
         skip_tokenizer_init=True,
-        max_model_len=workload.max_tokens + 128,
+        max_model_len=workload.max_tokens + 64,
         max_num_seqs=1024,
         gpu_memory_utilization=workload.memory_share,
         dtype="bfloat16",
@@ -262,6 +266,7 @@ def passes_alone(workload: Workload, model: Path, steps: int) -> list[float]:
 
     from r1lite.models import load_model
     from r1lite.packing import compile_layers, pack, packed_attention, split
+    from r1lite.trainer import PACKED_TOKENS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = load_model(model, "float32").to(device).train()
@@ -269,7 +274,7 @@ def passes_alone(workload: Workload, model: Path, steps: int) -> list[float]:
     if device == "cuda":
         compile_layers(trained)
     lengths, width = workload.lengths(), workload.max_tokens
-    parts = split([20 + length for length in lengths], max(workload.packed_tokens, 20 + width))
+    parts = split([20 + length for length in lengths], max(PACKED_TOKENS[device], 20 + width))
     found = []
     for _ in range(steps):
         start = time.perf_counter()

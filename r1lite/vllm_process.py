@@ -88,7 +88,8 @@ def serve(orders: IO[str], results: IO[str]) -> None:
         recorder = LogprobRecorder(runner_of(llm), given["settings"]["max_model_len"])
     buffer = None
     print(END, end="", file=results, flush=True)
-    gc.disable()  # a collection takes longer than a step
+    gc.freeze()
+    gc.disable()  # a collection takes longer than a step, so it comes after an order
     for line in orders:
         order = json.loads(line)
         match order.pop("do"):

@@ -8,13 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from r1lite import rollouts
+from r1lite import rollout_trainer, rollouts
 from r1lite.artifacts import Artifact, Spec
+from r1lite.engines import TransformersEngine
 from r1lite.observe import read_metrics
 from r1lite.packed_trainer import PackedTrainer
 from r1lite.problems import load_problems
 from r1lite.records import Rollout, read_rows
 from r1lite.rollout_trainer import RolloutTrainer, measure
+from r1lite.rubric import all_scores
 from r1lite.schedule import mixed_schedule, schedule
 from r1lite.stages.config import shares
 from r1lite.stages.grpo import Config, Probe
@@ -316,6 +318,33 @@ def test_a_probe_is_judged_by_a_first_reward_that_is_about_another_set(toy_model
     for (texts, scores, _), probe in zip(seen, probes, strict=True):
         assert scores == evenness(texts)
         assert probe == pytest.approx(sum(scores) / 8)
+
+
+def test_groups_are_graded_as_they_end_and_the_rollout_is_in_the_order_it_was_asked(toy_model, tmp_path, monkeypatch):
+    class TwoAtOnce(TransformersEngine):
+        """Whose second half ends first."""
+
+        def generate(self, prompts, n, sampling):
+            finished = [group for batch in super().generate(prompts, n, sampling) for group in batch]
+            for part in (finished[2:], finished[:2]):
+                events.append(("sampled",))
+                yield part
+
+    def noted(*arguments, **columns):
+        events.append(("graded", *dict.fromkeys(columns["problem_id"])))
+        return all_scores(*arguments, **columns)
+
+    events = []
+    config = make_config(toy_model, probe=None, trainer={"max_steps": 1})
+    monkeypatch.setattr(rollout_trainer, "all_scores", noted)
+    monkeypatch.setattr(rollouts, "prove_sync", lambda *_: None)
+    monkeypatch.setattr(rollouts, "TransformersEngine", TwoAtOnce)
+    train_grpo(config, make_stage(tmp_path, config))
+    rows = rollout_rows(tmp_path)
+    asked = [row["problem_id"] for row in rows[::4]]
+    assert events == [("sampled",), ("graded", *asked[2:]), ("sampled",), ("graded", *asked[:2])]
+    assert [row["reward/evenness"] for row in rows] == evenness([row["completion"] for row in rows])
+    assert [row["sample"] for row in rows] == [0, 1, 2, 3] * 4
 
 
 class Crash(Exception):

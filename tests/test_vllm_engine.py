@@ -446,7 +446,6 @@ def test_a_death_between_two_orders_is_told_by_the_next(vllm, model):
             order()
 
 
-@pytest.mark.xfail(reason="stdin still holds the order that nobody took", raises=BrokenPipeError, strict=True)
 def test_a_vllm_that_had_died_before_its_last_order_can_be_closed(vllm):
     engine = vllm.start()
     engine.process.kill()
@@ -466,7 +465,6 @@ os._exit(7)
 """
 
 
-@pytest.mark.xfail(reason="half a line is read as JSON", raises=json.JSONDecodeError, strict=True)
 @pytest.mark.parametrize("order", [collect, vllm_engine.VLLMEngine.weight_sums], ids=["generate", "sums"])
 def test_a_death_in_the_middle_of_a_line_is_told(vllm, monkeypatch, order):
     monkeypatch.setattr(vllm_process, "PROGRAM", [sys.executable, "-c", HALF_A_LINE])

@@ -12,17 +12,18 @@ if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 pytest.importorskip("vllm")
 
-from r1lite.engines import Request, Sampling, VLLMEngine  # noqa: E402
+from r1lite.engines import Request, Sampling, in_order  # noqa: E402
 from r1lite.fleet import open_engine  # noqa: E402
 from r1lite.models import end_tokens, load_model, load_tokenizer  # noqa: E402
+from r1lite.sync_proof import logprobs, prove_sync  # noqa: E402
+from r1lite.vllm_engine import VLLMEngine  # noqa: E402
 
 BASE = "data/tiny_base"
 PROMPTS = [[7, 8, 9], [10, 11, 12, 13], [9, 9]]
 
 
 def test_a_closed_engine_gives_the_gpu_back():
-    """As in an evaluation of two models: each fleet asks for most of the memory. It comes first in this file, since the
-    engine of the tests below lives in this process and keeps its share to the end."""
+    """As in an evaluation of two models: each fleet asks for most of the memory."""
     for _ in range(2):
         with closing(open_engine("vllm", Path(BASE), load_tokenizer(BASE), 128, 0)) as engine:
             finished = [
@@ -35,34 +36,32 @@ def test_a_closed_engine_gives_the_gpu_back():
 @pytest.fixture(scope="module")
 def engine():
     tokenizer = load_tokenizer(BASE)
-    model = load_model(BASE, "float32")
-    engine = VLLMEngine(
-        Path(BASE),
-        end_tokens(model.generation_config, tokenizer),
-        128,
-        0,
-        memory_share=0.3,
-        dtype="float32",
+    model = load_model(BASE, "float32").cuda()
+    with closing(
+        VLLMEngine(Path(BASE), end_tokens(model.generation_config, tokenizer), 128, 0, "float32", 0.3, sleeps=True)
+    ) as engine:
+        yield engine, model
+
+
+def largest_difference(engine, model, prompts=PROMPTS, n=8) -> float:
+    """Between the engine's log-probs and those of a plain forward pass over the same tokens, at a temperature."""
+    groups = in_order(engine.generate(prompts, n, Sampling(64, 0.8)))
+    pairs = [(prompt, each) for prompt, group in zip(prompts, groups, strict=True) for each in group]
+    expected = logprobs(model, [prompt for prompt, _ in pairs], [c.token_ids for _, c in pairs], 0.8, torch.float32)
+    assert len(pairs) == len(prompts) * n and all(len(c.logprobs) == len(c.token_ids) for _, c in pairs)
+    return max(
+        abs(a - b)
+        for (_, c), found in zip(pairs, expected, strict=True)
+        for a, b in zip(c.logprobs, found, strict=True)
     )
-    yield engine, model
-    engine.close()
-
-
-def largest_difference(engine, model) -> float:
-    """Between the engine's log-probs and those of a plain forward pass over the same tokens."""
-    differences = []
-    for prompt, group in zip(PROMPTS, engine.generate(PROMPTS, 8, Sampling(64)), strict=True):
-        for completion in group:
-            ids = torch.tensor([prompt + completion.token_ids], device="cuda")
-            with torch.no_grad():
-                logprobs = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            expected = logprobs.gather(1, ids[0, len(prompt) :, None]).squeeze(1)
-            differences.append((expected.cpu() - torch.tensor(completion.logprobs)).abs().max().item())
-    return max(differences)
 
 
 def test_logprobs_agree_with_the_model(engine):
     assert largest_difference(*engine) < 0.05
+
+
+def test_logprobs_are_kept_apart_where_more_requests_come_than_run_at_once(engine):
+    assert largest_difference(*engine, prompts=[[7, 8, 9 + index % 30] for index in range(1300)], n=1) < 0.05
 
 
 def test_sync_hands_over_the_weights(engine):
@@ -71,5 +70,17 @@ def test_sync_hands_over_the_weights(engine):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     assert largest_difference(vllm, model) > 0.5
+    with pytest.raises(RuntimeError, match="has not the trainer's weights"):
+        prove_sync(vllm, model, PROMPTS, 1.0, 8)
     vllm.sync(model)
+    prove_sync(vllm, model, PROMPTS, 1.0, 8)
     assert largest_difference(vllm, model) < 0.05
+
+
+def test_an_engine_that_sleeps_gives_its_memory_back(engine):
+    vllm, _ = engine
+    in_order(vllm.generate(PROMPTS, 1, Sampling(4)))
+    asleep, total = torch.cuda.mem_get_info()
+    vllm.wake()
+    awake, _ = torch.cuda.mem_get_info()
+    assert asleep - awake > 0.2 * total
