@@ -117,7 +117,7 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
         tokens = row["completions/mean_length"] * workload.rows
         found.append({**seconds, "step": step, "tokens/s": tokens / step})
         if torch.cuda.is_available():
-            found[-1] |= {"mfu": row["mfu"], "GiB": in_use()}
+            found[-1] |= {"mfu": row["mfu"], "GiB": row["gpu_gib"]}
     return found
 
 

@@ -69,7 +69,7 @@ class Lengths:
 
 
 WORKLOADS = {
-    "tiny": Workload("data/tiny_base, 32 x 8, at most 160 tokens", None, 32, 8, 160, 32),
+    "tiny": Workload("data/tiny_base, 32 x 8, at most 160 tokens", None, 32, 8, 160, 32, None, 0.1),
     "equal": Workload("Qwen3-0.6B's shape, 32 x 16, 1,024 tokens each", QWEN3_06B, 32, 16, 1024, 16),
     "tailed": Workload("Qwen3-0.6B's shape, 32 x 16, median 300, at most 4,096", QWEN3_06B, 32, 16, 4096, 16, 300),
     "large": Workload("Qwen2.5-1.5B's shape, 16 x 8, 2,048 tokens each", QWEN25_15B, 16, 8, 2048, 4, None, 0.3),

@@ -174,12 +174,16 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
 
     def speed(self, elapsed: float) -> dict[str, float]:
         """Tokens a second without padding; the share of padding in the batch as a rectangle, which packed rows leave
-        out; and on a GPU whose peak is known, the model FLOPs utilisation of the forward and backward passes."""
+        out; and on a GPU the GiB of it that all processes hold, and where its peak is known, the model FLOPs
+        utilisation of the forward and backward passes."""
         total = torch.tensor(list(self.counted.values()), dtype=torch.float64, device=self.accelerator.device)
         tokens, cells, flops = self.accelerator.reduce(total).tolist()
         self.counted = dict.fromkeys(self.counted, 0.0)
         found = {"tokens_per_second": tokens / elapsed, "padding_share": 1 - tokens / cells}
         cuda = torch.cuda.is_available()
+        if cuda:
+            free, whole = torch.cuda.mem_get_info()
+            found["gpu_gib"] = (whole - free) / 2**30
         peak = get_peak_flops_per_device(self.accelerator, precision(self.args)) if cuda else None
         if peak:
             found["mfu"] = flops / self.accelerator.num_processes / self.seconds["forward_backward"] / peak

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
@@ -20,6 +21,7 @@ from r1lite.pool import end_with_parent
 
 PROGRAM = [sys.executable, "-m", "r1lite.vllm_process"]
 END = "ready\n"  # it waits for an order
+SECONDS = 0.1  # after which log-probs of what has ended are fetched from the GPU; in each step it would be slower
 SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "logprobs_mode": "processed_logprobs"}
 
 
@@ -129,7 +131,7 @@ def generate(
     requests: list[tuple[int, list[int], int]],
     sampling: dict[str, Any],
 ) -> Iterator[list[tuple[int, str, str, bool]]]:
-    """What has ended in each step of vLLM's, for `requests` of an index, a prompt and a number of samples."""
+    """What has ended, now and then, for `requests` of an index, a prompt and a number of samples."""
     from vllm import SamplingParams
 
     how = Sampling(**sampling)
@@ -151,9 +153,11 @@ def generate(
         recorder.make_room(len(wanted))
     names = llm.enqueue([{"prompt_token_ids": prompt} for _, prompt in wanted], parameters, use_tqdm=False)
     running = {name.split("-")[0]: row for row, name in enumerate(names)}
+    ended: list[Any] = []
+    last = time.monotonic()
     while running:
-        ended = [output for output in llm.llm_engine.step() if output.finished]
-        if not ended:
+        ended += [output for output in llm.llm_engine.step() if output.finished]
+        if not ended or (recorder and len(ended) < len(running) and time.monotonic() - last < SECONDS):
             continue
         rows = [running.pop(output.request_id) for output in ended]
         found = [output.outputs[0] for output in ended]
@@ -167,6 +171,7 @@ def generate(
             (wanted[row][0], packed("i", out.token_ids), packed("f", mine), out.finish_reason == "length")
             for row, out, mine in zip(rows, found, values, strict=True)
         ]
+        ended, last = [], time.monotonic()
 
 
 def runner_of(llm: Any) -> Any:

@@ -86,6 +86,7 @@ def rollout_rows(path) -> list:
         ({"trainer": {"teacher_model_name_or_path": "x"}},
          "trainer.teacher_model_name_or_path: set by r1lite; use teacher instead"),
         ({"trainer": {"vllm_mode": "server"}}, "trainer.vllm_mode: set by r1lite; use engine instead"),
+        ({"trainer": {"vllm_max_model_length": 64}}, "trainer.vllm_max_model_length: set by r1lite; use max_tokens"),
         ({"trainer": {"bata": 1.0}}, "trainer.bata: not a field of DistillationConfig; did you mean 'beta'?"),
         ({"trainer": {"beta": "reverse"}}, "trainer.beta: must be float; got 'reverse'"),
         ({"micro_batch": 3}, "micro_batch: 3 does not divide prompts_per_step x generations = 8"),

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from r1lite.models import load_model
-from r1lite.packing import PACKED, longest_first, pack, packed_attention, split
+from r1lite.packing import PACKED, compile_layers, fewest, longest_first, pack, packed_attention, split
 from r1lite.trainer import prove_packing, token_budget
 
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=30)
@@ -34,6 +34,26 @@ def test_split_puts_each_sequence_in_one_part_within_the_budget_and_makes_few_pa
     assert sorted(itertools.chain(*parts)) == list(range(len(lengths)))
     assert all(part and sum(lengths[index] for index in part) <= budget for part in parts)
     assert multiple <= len(parts) < -(-2 * sum(lengths) // budget) + 1 + multiple and len(parts) % multiple == 0
+
+
+def fits(lengths: list[int], room: list[int]) -> bool:
+    """Whether all of these have a place somewhere, by trying all places."""
+    return not lengths or any(
+        fits(lengths[1:], [*room[:place], left - lengths[0], *room[place + 1 :]])
+        for place, left in enumerate(room)
+        if left >= lengths[0]
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=6), st.integers(0, 30))
+def test_fewer_parts_than_fewest_never_hold_them_all(lengths, spare):
+    budget = max(1, *lengths) + spare
+    assert not fits(lengths, [budget] * (fewest(lengths, budget) - 1))
+
+
+def test_what_needs_many_parts_is_not_tried_with_fewer():
+    assert fewest([1044] * 512, 2048) == 512 and fewest([1044] * 512, 16384) == 35
 
 
 @settings(deadline=None)
@@ -176,6 +196,32 @@ def test_the_models_own_attention_is_back_afterwards(model, fails):
         if fails:
             raise ZeroDivisionError
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_learn_the_same_and_serve_packed_rows_alone(model, monkeypatch, checkpointing):
+    ids, mask, width = rows(SEQUENCES)
+    weights = torch.randn(len(ids), width, generator=torch.Generator().manual_seed(1))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    with packed_attention(model, half=False):
+        expected = gradients(model, together(model, ids, mask, width), weights)
+    ran = []
+
+    def compiled(forward, dynamic):
+        assert dynamic
+        return lambda *given, **named: ran.append(forward) or forward(*given, **named)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    compile_layers(model)
+    apart(model, ids, mask, width)
+    assert ran == []
+    with packed_attention(model, half=False):
+        got = gradients(model, together(model, ids, mask, width), weights)
+    assert len(ran) == (4 if checkpointing else 2)
+    apart(model, ids, mask, width)
+    assert len(ran) == (4 if checkpointing else 2)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11]]

@@ -347,6 +347,27 @@ def test_groups_are_graded_as_they_end_and_the_rollout_is_in_the_order_it_was_as
     assert [row["sample"] for row in rows] == [0, 1, 2, 3] * 4
 
 
+@pytest.mark.parametrize(
+    ("keys", "share", "sleeps"),
+    [({}, 0.5, False), ({"vllm_gpu_memory_utilization": 0.2, "vllm_enable_sleep_mode": True}, 0.2, True)],
+)
+def test_vllm_gets_what_the_recipe_says_of_it(toy_model, tmp_path, monkeypatch, keys, share, sleeps):
+    class Started(Exception):
+        pass
+
+    def start(*given):
+        raise Started(*given)
+
+    monkeypatch.setattr(rollouts, "pick_engine", lambda _: "vllm")
+    monkeypatch.setattr(rollouts, "VLLMEngine", start)
+    config = make_config(toy_model, max_tokens=40, trainer=keys)
+    with pytest.raises(Started) as started:
+        train_grpo(config, make_stage(tmp_path, config))
+    path, ends, longest, *rest = started.value.args
+    assert path == toy_model and len(ends) == 1 and 40 < longest < 128
+    assert rest == [config.seed, "float32", share, sleeps]
+
+
 class Crash(Exception):
     pass
 

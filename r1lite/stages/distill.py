@@ -22,14 +22,7 @@ OWNED = {
         "teacher",
     ),
     "trust_remote_code": "nothing: no code that comes with a model is run",
-    **dict.fromkeys(
-        (
-            *("vllm_model_impl", "vllm_enable_sleep_mode", "vllm_structured_outputs_regex"),
-            *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_server_timeout"),
-            *("vllm_group_port", "vllm_max_model_length", "vllm_tensor_parallel_size", "cache_implementation"),
-        ),
-        "engine",
-    ),
+    "cache_implementation": "engine",
 }
 STATED = {
     "learning_rate": "since it decides what is learned",

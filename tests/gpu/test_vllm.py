@@ -3,6 +3,7 @@
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -43,13 +44,13 @@ def engine():
         yield engine, model
 
 
-def largest_difference(engine, model, prompts=PROMPTS, n=8) -> float:
-    """Between the engine's log-probs and those of a plain forward pass over the same tokens, at a temperature."""
+def difference(engine, model, prompts=PROMPTS, n=8) -> float:
+    """Of a token's log-prob by the engine and by a plain forward pass, on average, at a temperature."""
     groups = in_order(engine.generate(prompts, n, Sampling(64, 0.8)))
     pairs = [(prompt, each) for prompt, group in zip(prompts, groups, strict=True) for each in group]
     expected = logprobs(model, [prompt for prompt, _ in pairs], [c.token_ids for _, c in pairs], 0.8, torch.float32)
     assert len(pairs) == len(prompts) * n and all(len(c.logprobs) == len(c.token_ids) for _, c in pairs)
-    return max(
+    return fmean(
         abs(a - b)
         for (_, c), found in zip(pairs, expected, strict=True)
         for a, b in zip(c.logprobs, found, strict=True)
@@ -57,11 +58,11 @@ def largest_difference(engine, model, prompts=PROMPTS, n=8) -> float:
 
 
 def test_logprobs_agree_with_the_model(engine):
-    assert largest_difference(*engine) < 0.05
+    assert difference(*engine) < 0.01
 
 
 def test_logprobs_are_kept_apart_where_more_requests_come_than_run_at_once(engine):
-    assert largest_difference(*engine, prompts=[[7, 8, 9 + index % 30] for index in range(1300)], n=1) < 0.05
+    assert difference(*engine, prompts=[[7, 8, 9 + index % 30] for index in range(1300)], n=1) < 0.01
 
 
 def test_sync_hands_over_the_weights(engine):
@@ -69,12 +70,12 @@ def test_sync_hands_over_the_weights(engine):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    assert largest_difference(vllm, model) > 0.5
+    assert difference(vllm, model) > 0.5
     with pytest.raises(RuntimeError, match="has not the trainer's weights"):
         prove_sync(vllm, model, PROMPTS, 1.0, 8)
     vllm.sync(model)
     prove_sync(vllm, model, PROMPTS, 1.0, 8)
-    assert largest_difference(vllm, model) < 0.05
+    assert difference(vllm, model) < 0.01
 
 
 def test_an_engine_that_sleeps_gives_its_memory_back(engine):
