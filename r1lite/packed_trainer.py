@@ -32,6 +32,7 @@ class PackedTrainer(RolloutTrainer):
     use_vllm: bool  # whether TRL corrects for an engine's log-probs
 
     def compile(self) -> None:
+        """Use compiled layers for packed rows from here on."""
         self.compiles = True
         for model in (self.model, self.ref_model):
             if model is not None:

@@ -6,7 +6,6 @@ beside it knows nothing of it.
 """
 
 import base64
-import gc
 import json
 import os
 import subprocess
@@ -77,21 +76,25 @@ def unpacked(kind: str, text: str) -> list[Any]:
 
 
 def serve(orders: IO[str], results: IO[str]) -> None:
-    """One engine: settings come in, then orders; END says that it is ready, and that an order is done."""
-    given = json.loads(orders.readline())
+    """One engine: settings come in, then orders; END says that it is ready, and that an order is done.
+
+    It can `generate`. For a trainer it also can `open` a shared buffer, `load` the weights in it, `sum` those that it
+    has, `sleep` and `wake`.
+    """
     import torch
     from vllm import LLM
 
+    from r1lite.engines import weight_sums
+    from r1lite.shared_buffer import open_buffer, views
+
+    given = json.loads(orders.readline())
     llm = LLM(**given["settings"], **SETTINGS)
-    recorder = None
+    recorder = buffer = None
     if given["logprobs"] and llm.llm_engine.vllm_config.use_v2_model_runner:
         from r1lite.vllm_logprobs import LogprobRecorder
 
         recorder = LogprobRecorder(runner_of(llm), given["settings"]["max_model_len"])
-    buffer = None
     print(END, end="", file=results, flush=True)
-    gc.freeze()
-    gc.disable()  # a collection takes longer than a step, so it comes after an order
     for line in orders:
         order = json.loads(line)
         match order.pop("do"):
@@ -99,28 +102,21 @@ def serve(orders: IO[str], results: IO[str]) -> None:
                 for samples in generate(llm, given["eos"], given["logprobs"], recorder, **order):
                     print(json.dumps(samples), file=results, flush=True)
             case "open":
-                from r1lite.shared_buffer import open_buffer
-
                 buffer = open_buffer(**order)
             case "load":
-                from r1lite.shared_buffer import views
-
                 assert buffer is not None
                 runner_of(llm).model.load_weights(views(buffer, order["layout"]))
                 if buffer.is_cuda:  # its owner writes over it next
                     torch.cuda.synchronize()
                 llm.reset_prefix_cache()
             case "sum":
-                from r1lite.engines import weight_sums
-
-                model = runner_of(llm).model
-                print(json.dumps(weight_sums(model.parameters(), next(model.parameters()).dtype)), file=results)
+                dtype = getattr(torch, given["settings"]["dtype"])
+                print(json.dumps(weight_sums(runner_of(llm).model.parameters(), dtype)), file=results)
             case "sleep":
                 llm.sleep()
             case "wake":
                 llm.wake_up()
         print(END, end="", file=results, flush=True)
-        gc.collect()
 
 
 def generate(
