@@ -121,14 +121,6 @@ def ours(workload: Workload, model: Path, steps: int, folder: Path, **more: Any)
     return found
 
 
-def in_use() -> float:
-    """GiB of the GPU that all processes hold: nothing goes back while they live, so it is the peak."""
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return float(total - free) / 2**30
-
-
 def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list[dict[str, float]]:
     import torch
     from trl import GRPOConfig, GRPOTrainer
@@ -138,6 +130,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
     from r1lite.rubric import load_reward
     from r1lite.stages.config import Reward
     from r1lite.trainer import to_dataset
+    from r1lite.training import gpu_gib
 
     cuda = torch.cuda.is_available()
     if workload.shape:
@@ -214,7 +207,7 @@ def stock_trl(workload: Workload, model: Path, steps: int, folder: Path) -> list
         sync = trainer.vllm_generation.sync_weights
         trainer.vllm_generation.sync_weights = lambda: trainer.clocked("sync", sync)
     trainer.train()
-    memory = {"GiB": in_use()} if cuda else {}
+    memory = {"GiB": gpu_gib()} if cuda else {}  # nothing goes back while it lives, so it is the peak
     total = [sum(step.values()) for step in found]
     return [
         {**step, "step": seconds, "tokens/s": count / seconds, **memory}

@@ -5,6 +5,7 @@ and every rollout is kept. The loss is TRL's own: over the tokens of the complet
 student's next-token distribution from the teacher's.
 """
 
+import itertools
 import math
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +15,6 @@ from datasets import Dataset
 from transformers import AutoConfig
 from trl import DistillationConfig, DistillationTrainer
 
-from r1lite.engines import in_order
 from r1lite.metrics import reflective_words
 from r1lite.models import load_model, load_tokenizer
 from r1lite.preflight import prove_golds
@@ -67,9 +67,8 @@ class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]
         self.prepare(config, stage, probed, config.probe.reward if config.probe else None)
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
-        groups = in_order(self.sample(prompt_ids[:: self.config.generations]))
-        self.sampled = [completion for group in groups for completion in group]
-        self.seeds = [self.rollout_seed()] * len(self.sampled)
+        finished = itertools.chain(*self.sample(prompt_ids[:: self.config.generations]))
+        self.rollout = sorted(finished, key=lambda group: group.index)
         return [completion.token_ids for completion in self.sampled]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,20 +4,18 @@ Every engine gets its share of the requests at once and hands over each sample a
 on, and nothing that was finished is lost.
 """
 
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Thread
 from typing import Any
 
 from r1lite.engines import Finished, Request, Sampling, Streaming, TransformersEngine, pick_engine
 from r1lite.models import end_tokens, load_generation_config, load_model
 from r1lite.observe import say
-from r1lite.vllm_process import END, completions_of, next_line, send, start, visible_gpus
+from r1lite.vllm_process import END, completions_of, listen, next_line, send, start, visible_gpus
 
 MOST_WAITING = 2048  # finished samples, or
 SECONDS = 15.0  # after which they are handed over
@@ -40,15 +38,7 @@ class Fleet:
         self.gpus, self.busy = gpus, False
         say(f"  starting vLLM on GPU {', '.join(gpus)}")
         self.engines = [
-            start(
-                gpu,
-                eos_token_ids,
-                logprobs=False,
-                model=str(path),
-                max_model_len=max_length,
-                seed=seed,
-                gpu_memory_utilization=MEMORY_SHARE,
-            )
+            start(gpu, path, eos_token_ids, max_length, seed, MEMORY_SHARE, logprobs=False)
             for gpu, seed in zip(gpus, self.seeds, strict=True)
         ]
         self.refuse_dead([place for place, engine in enumerate(self.engines) if next_line(engine) != END])
@@ -60,7 +50,7 @@ class Fleet:
         for place, engine in enumerate(self.engines):
             mine = wanted[place :: len(self.engines)]
             send(engine, {"do": "generate", "requests": mine, "sampling": asdict(sampling)})
-            Thread(target=read, args=(engine, place, lines), daemon=True).start()
+            listen(engine, lambda line, place=place: lines.put((place, line)))  # type: ignore[misc]
         working, finished, last = len(self.engines), [], time.monotonic()
         died: list[int] = []
         while working:
@@ -98,11 +88,3 @@ class Fleet:
                 engine.stdin.close()  # no more requests
         for engine in self.engines:
             engine.wait()
-
-
-def read(engine: "subprocess.Popen[str]", place: int, lines: "Queue[tuple[int, str]]") -> None:
-    """Hand on an engine's lines up to the end of its batch, or "" where it has died."""
-    line = None
-    while line not in ("", END):
-        line = next_line(engine)
-        lines.put((place, line))

@@ -170,11 +170,8 @@ def split(lengths: list[int], budget: int, multiple: int = 1) -> list[list[int]]
 
 def fewest(lengths: list[int], budget: int) -> int:
     """No fewer micro-batches than this hold them all: one holds two, say, of those longer than a third of it."""
-    longest = sorted(lengths, reverse=True)
-    found = max(1, -(-sum(lengths) // budget))
-    for place, length in enumerate(longest, start=1):
-        found = max(found, -(-place // max(1, budget // max(1, length))))
-    return found
+    by_length = enumerate(sorted(lengths, reverse=True), start=1)
+    return max(1, -(-sum(lengths) // budget), *(-(-n // (budget // length)) for n, length in by_length if length))
 
 
 def longest_first(lengths: list[int], n: int) -> list[list[int]]:

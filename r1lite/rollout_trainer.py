@@ -24,7 +24,7 @@ from r1lite.prompts import text_of
 from r1lite.records import Rollout
 from r1lite.rollouts import EngineRollouts, Sampled
 from r1lite.rubric import all_scores, as_prompted
-from r1lite.training import precision
+from r1lite.training import gpu_gib, precision
 
 if TYPE_CHECKING:
     from r1lite.stages.grpo import Config
@@ -53,8 +53,6 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
             self.rollout, left_out = self.draw(rows)
         else:
             self.rollout = self.sample_groups(rows)
-        self.sampled = [completion for group in self.rollout for completion in group.completions]
-        self.seeds = [group.seed for group in self.rollout for _ in group.completions]
         inputs = [group.row for group in self.rollout for _ in group.completions]
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.config.maxrl:
@@ -182,8 +180,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         found = {"tokens_per_second": tokens / elapsed, "padding_share": 1 - tokens / cells}
         cuda = torch.cuda.is_available()
         if cuda:
-            free, whole = torch.cuda.mem_get_info()
-            found["gpu_gib"] = (whole - free) / 2**30
+            found["gpu_gib"] = gpu_gib()
         peak = get_peak_flops_per_device(self.accelerator, precision(self.args)) if cuda else None
         if peak:
             found["mfu"] = flops / self.accelerator.num_processes / self.seconds["forward_backward"] / peak

@@ -61,9 +61,12 @@ class EngineRollouts:
         self.config, self.stage, self.probed = config, stage, probed
         self.judge = judge.model_copy(update={"about": None}) if judge else None
         self.seconds: dict[str, float] = {}  # by phase, of the step that goes on
-        self.sampled: list[Completion] = []
-        self.seeds: list[int] = []  # of each of these
+        self.rollout: list[Any] = []  # groups of completions, each with its seed
         self.synced_step = -1
+
+    @property
+    def sampled(self) -> list[Completion]:
+        return [completion for group in self.rollout for completion in group.completions]
 
     def sample(self: Any, prompts: list[list[int]], round_: int = 0) -> Iterator[list[Finished]]:
         """A group of completions for each prompt, by the newest weights: those that are done, while the rest goes on.
@@ -73,12 +76,13 @@ class EngineRollouts:
         """
         self.sync(prompts[:4])
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.rollout_seed(round_))
-        start = arrived = time.perf_counter()
+        start = arrived = graded = time.perf_counter()
         for finished in self.engine.generate(prompts, self.config.generations, sampling):
             arrived = time.perf_counter()
             yield finished
+            graded = time.perf_counter()
         self.spend("generate", arrived - start)
-        self.spend("grade", time.perf_counter() - arrived)
+        self.spend("grade", graded - arrived)
 
     def sync(self: Any, prompts: list[list[int]]) -> None:
         """Hand the engine the newest weights, if it has not got them, and prove that it has them."""
@@ -121,9 +125,10 @@ class EngineRollouts:
 
     def keep(self: Any, inputs: list[dict[str, Any]], left_out: list[Rollout]) -> None:
         """Write all ranks' rollout of this step as rows, and after it what was sampled and left out."""
+        seeds = [group.seed for group in self.rollout for _ in group.completions]
         mine = [
             (row["problem_id"], completion.token_ids, completion.truncated, seed)
-            for row, completion, seed in zip(inputs, self.sampled, self.seeds, strict=True)
+            for row, completion, seed in zip(inputs, self.sampled, seeds, strict=True)
         ]
         kept = self.rows_of(gather_object(mine)) + gather_object(left_out)
         if self.accelerator.is_main_process:

@@ -33,10 +33,10 @@ def prove_sync(engine: Engine, model: Any, prompts: list[list[int]], temperature
         )
     groups = in_order(engine.generate(prompts, 1, Sampling(min(TOKENS, max_tokens), temperature)))
     sampled = [completion for (completion,) in groups]
-    mine_too = logprobs(model, prompts, [completion.token_ids for completion in sampled], temperature, dtype)
+    expected = logprobs(model, prompts, [completion.token_ids for completion in sampled], temperature, dtype)
     differences = [
         abs(a - b)
-        for completion, found in zip(sampled, mine_too, strict=True)
+        for completion, found in zip(sampled, expected, strict=True)
         for a, b in zip(completion.logprobs, found, strict=True)
     ]
     mean, allowed = sum(differences) / len(differences), LOGPROBS[str(dtype).removeprefix("torch.")]

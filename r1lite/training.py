@@ -62,6 +62,14 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def gpu_gib() -> float:
+    """GiB of this process's GPU that all processes hold."""
+    import torch
+
+    free, whole = torch.cuda.mem_get_info()
+    return float(whole - free) / 2**30
+
+
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
-from threading import Thread
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from r1lite.engines import Completion, Finished, Sampling
 from r1lite.observe import say
 from r1lite.shared_buffer import BYTES, Buffer, fill, make_buffer
-from r1lite.vllm_process import END, completions_of, next_line, send, start, visible_gpus
+from r1lite.vllm_process import END, completions_of, listen, next_line, send, start, visible_gpus
 
 
 class VLLMEngine:
@@ -44,13 +43,13 @@ class VLLMEngine:
         say(f"  starting vLLM{f' on GPU {gpu}' if gpu else ''}")
         self.process = start(
             gpu,
+            path,
             eos_token_ids,
+            max_length,
+            seed,
+            memory_share,
             logprobs=True,
-            model=str(path),
-            max_model_len=max_length,
-            seed=seed,
             dtype=dtype,
-            gpu_memory_utilization=memory_share,
             enable_sleep_mode=sleeps,
         )
         self.wait()
@@ -60,7 +59,7 @@ class VLLMEngine:
         requests = [(index, prompt, n) for index, prompt in enumerate(prompts)]
         send(self.process, {"do": "generate", "requests": requests, "sampling": asdict(sampling)})
         lines: Queue[str] = Queue()
-        Thread(target=self.read, args=(lines,), daemon=True).start()
+        listen(self.process, lines.put)
         groups: dict[int, list[Completion]] = defaultdict(list)
         last = None
         try:
@@ -84,13 +83,6 @@ class VLLMEngine:
         if self.sleeps:
             self.ask("sleep")
             self.asleep = True
-
-    def read(self, lines: "Queue[str]") -> None:
-        """Take an answer's lines as they come, so that vLLM never waits for whoever grades."""
-        line = None
-        while line not in ("", END):
-            line = next_line(self.process)
-            lines.put(line)
 
     def sync(self, model: Any) -> None:
         self.wake()

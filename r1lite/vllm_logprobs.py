@@ -4,6 +4,7 @@ vLLM's own way makes Python objects of each token's log-prob in every step, whic
 (bench/README.md). This one adds to vLLM's sampler (its model runner V2) two small kernels a step and nothing else.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,14 +23,20 @@ class LogprobRecorder:
         self.stream = torch.cuda.Stream(device)
         add_request, sample = sampler.add_request, sampler.sample
 
-        def add_and_map(slot: int, prompt_len: int, sampling_params: Any) -> None:
-            add_request(slot, prompt_len, sampling_params)
-            self.row_of_slot[slot : slot + 1].fill_(sampling_params.extra_args["row"])
+        # By name, since their order differs between versions of vLLM: 0.24 has other arguments than 0.31.
+        of_request, of_sample = signature(add_request), signature(sample)
 
-        def sample_and_record(logits: Any, slots: Any, slots_np: Any, places: Any, *rest: Any, **named: Any) -> Any:
-            tokens, processed_logits = sample(logits, slots, slots_np, places, *rest, **named)
+        def add_and_map(*given: Any, **named: Any) -> None:
+            add_request(*given, **named)
+            added = of_request.bind(*given, **named).arguments
+            slot = added["req_idx"]
+            self.row_of_slot[slot : slot + 1].fill_(added["sampling_params"].extra_args["row"])
+
+        def sample_and_record(*given: Any, **named: Any) -> Any:
+            tokens, processed_logits = sample(*given, **named)
+            asked = of_sample.bind(*given, **named).arguments
             logprobs = compute_token_logprobs(processed_logits, tokens[:, None])[:, 0]
-            self.values_RL[self.row_of_slot[slots], places] = logprobs
+            self.values_RL[self.row_of_slot[asked["expanded_idx_mapping"]], asked["pos"]] = logprobs
             return tokens, processed_logits
 
         sampler.add_request, sampler.sample = add_and_map, sample_and_record
@@ -44,7 +51,7 @@ class LogprobRecorder:
         vLLM tells of a token only after its step is done, so this need not wait for the step that goes on.
         """
         with torch.cuda.stream(self.stream):
-            places = torch.tensor(rows).pin_memory().to(self.values_RL.device, non_blocking=True)
+            places = torch.tensor(rows, device=self.values_RL.device)
             found = self.values_RL[places, : max(map(sum, zip(prompts, completions, strict=True)))].cpu()
         return [
             values[prompt - 1 : prompt - 1 + length].tolist()

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 from r1lite.engines import Completion, Sampling
@@ -24,11 +26,27 @@ SECONDS = 0.1  # after which log-probs of what has ended are fetched from the GP
 SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "logprobs_mode": "processed_logprobs"}
 
 
-def start(gpu: str, eos_token_ids: list[int], logprobs: bool, **settings: Any) -> "subprocess.Popen[str]":
-    """Start vLLM's LLM with these settings on a GPU, named as CUDA_VISIBLE_DEVICES names it. END tells that it is up.
+def start(
+    gpu: str,
+    path: Path,
+    eos_token_ids: list[int],
+    max_length: int,
+    seed: int,
+    memory_share: float,
+    logprobs: bool,
+    **more: Any,
+) -> "subprocess.Popen[str]":
+    """Start vLLM's LLM on a GPU, named as CUDA_VISIBLE_DEVICES names it; `more` goes to it. END tells that it is up.
 
     With `logprobs` its completions have those of the distribution sampled from.
     """
+    settings = {
+        "model": str(path),
+        "max_model_len": max_length,
+        "seed": seed,
+        "gpu_memory_utilization": memory_share,
+        **more,
+    }
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     engine = subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
     send(engine, {"eos": eos_token_ids, "logprobs": logprobs, "settings": settings})
@@ -57,6 +75,18 @@ def next_line(engine: "subprocess.Popen[str]") -> str:
     assert engine.stdout is not None
     line = engine.stdout.readline()
     return line if line.endswith("\n") else ""
+
+
+def listen(engine: "subprocess.Popen[str]", hear: Callable[[str], None]) -> None:
+    """Hand on the lines of an answer as they come, up to END or "", so that vLLM never waits for whoever uses them."""
+
+    def read() -> None:
+        line = None
+        while line not in ("", END):
+            line = next_line(engine)
+            hear(line)
+
+    Thread(target=read, daemon=True).start()
 
 
 def completions_of(line: str) -> list[tuple[int, Completion]]:
@@ -132,19 +162,19 @@ def generate(
 
     how = Sampling(**sampling)
     wanted = [(index, prompt) for index, prompt, n in requests for _ in range(n)]
-    parameters = [
-        SamplingParams(
-            max_tokens=how.max_tokens,
-            temperature=how.temperature,
-            top_p=how.top_p,
-            top_k=how.top_k,
-            stop_token_ids=eos_token_ids,
-            logprobs=0 if logprobs and recorder is None else None,
-            detokenize=False,
-            extra_args={"row": row},
-        )
-        for row in range(len(wanted))
-    ]
+    settings = {
+        "max_tokens": how.max_tokens,
+        "temperature": how.temperature,
+        "top_p": how.top_p,
+        "top_k": how.top_k,
+        "stop_token_ids": eos_token_ids,
+        "logprobs": 0 if logprobs and recorder is None else None,
+        "detokenize": False,
+    }
+    if logprobs:
+        parameters = [SamplingParams(**settings, extra_args={"row": row}) for row in range(len(wanted))]
+    else:  # an evaluation may ask for a million samples at once
+        parameters = [SamplingParams(**settings)] * len(wanted)
     if recorder:
         recorder.make_room(len(wanted))
     names = llm.enqueue([{"prompt_token_ids": prompt} for _, prompt in wanted], parameters, use_tqdm=False)

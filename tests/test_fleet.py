@@ -145,7 +145,7 @@ def test_an_engine_killed_by_force_leaves_nothing_that_holds_the_gpu(fleet):
 
 
 def test_who_stops_listening_does_not_wait_for_the_rest(fleet):
-    endless = [Request([1], 10**5)]
+    endless = [Request([1], 10**6)]
     with fleet(["0"]) as engine:
         (process,) = engine.engines
         for _ in engine.stream(endless, SAMPLING):

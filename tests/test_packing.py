@@ -54,6 +54,7 @@ def test_fewer_parts_than_fewest_never_hold_them_all(lengths, spare):
 
 def test_what_needs_many_parts_is_not_tried_with_fewer():
     assert fewest([1044] * 512, 2048) == 512 and fewest([1044] * 512, 16384) == 35
+    assert fewest([1, 0, 0], 1) == 1
 
 
 @settings(deadline=None)

@@ -473,6 +473,15 @@ def test_a_death_in_the_middle_of_a_line_is_told(vllm, monkeypatch, order):
         order(engine)
 
 
+def test_who_stops_listening_does_not_leave_it_at_work(vllm):
+    engine = vllm.start(holds=PROMPTS[0])
+    batches = engine.generate(PROMPTS, 3, SAMPLING)
+    next(batches)
+    batches.close()
+    assert engine.process.wait() == -9
+    engine.close()
+
+
 @pytest.mark.parametrize("sleeps", [True, False])
 def test_a_closed_engine_leaves_no_process(vllm, sleeps):
     engine = vllm.start(sleeps=sleeps)
