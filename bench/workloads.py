@@ -25,7 +25,7 @@ COIN: Rewards = [{"use": "rewards.control:coin"}]
 
 @dataclass(frozen=True)
 class Workload:
-    """`micro_batch` completions at once go through the padded sides; `tail` draws lengths from a log-normal with this
+    """`micro_batch` completions at once go through the padded sides, as many as fit; `tail` draws lengths from a log-normal with this
     median, else all are `max_tokens` long; `shape` None is the tiny model, whose completions end by themselves; vLLM
     gets `memory_share` of the GPU beside r1lite, and TRL's default beside TRL."""
 
@@ -71,7 +71,7 @@ class Lengths:
 WORKLOADS = {
     "tiny": Workload("data/tiny_base, 32 x 8, at most 160 tokens", None, 32, 8, 160, 32, None, 0.1),
     "equal": Workload("Qwen3-0.6B's shape, 32 x 16, 1,024 tokens each", QWEN3_06B, 32, 16, 1024, 16),
-    "tailed": Workload("Qwen3-0.6B's shape, 32 x 16, median 300, at most 4,096", QWEN3_06B, 32, 16, 4096, 16, 300),
+    "tailed": Workload("Qwen3-0.6B's shape, 32 x 16, median 300, at most 4,096", QWEN3_06B, 32, 16, 4096, 4, 300),
     "large": Workload("Qwen2.5-1.5B's shape, 16 x 8, 2,048 tokens each", QWEN25_15B, 16, 8, 2048, 4, None, 0.3),
     "small": Workload("data/tiny_base, 4 x 4, at most 32 tokens: to try the script", None, 4, 4, 32, 4),
 }
