@@ -16,6 +16,7 @@ from typing import Any
 
 from r1lite.records import digest, write_json
 
+STOP = "stop"  # a file of this name asks a stage that trains to end after its next checkpoint
 SCHEMA = 1  # raise it when a stage of the same config would no longer mean the same
 
 
@@ -33,6 +34,10 @@ class Spec:
     @property
     def key(self) -> str:
         return digest(json.dumps(self.inputs, sort_keys=True))[:12]
+
+
+class Stopped(Exception):
+    """A stage was asked to end, and did so at a point from which the same command goes on."""
 
 
 class Locked(ValueError):
@@ -83,7 +88,7 @@ class Artifact:
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the manifest: every file that is an output with its size, and `facts` about the run."""
-        passing = {"spec.json", "manifest.json", "lock"}
+        passing = {"spec.json", "manifest.json", "lock", STOP}
         outputs = {
             str(path.relative_to(self.path)): path.stat().st_size
             for path in sorted(self.path.rglob("*"))

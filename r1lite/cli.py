@@ -1,6 +1,6 @@
 """The command line: `r1lite check | plan | run | eval | compare | score | show`.
 
-Exit code 0: done; 1: the run failed; 2: the request was wrong.
+Exit code 0: done, or stopped as it was asked to; 1: the run failed; 2: the request was wrong.
 """
 
 import json
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from r1lite import observe, report
-from r1lite.artifacts import Artifact, read_json
+from r1lite.artifacts import Artifact, Stopped, read_json
 from r1lite.bands import held_against
 from r1lite.compare import compare
 from r1lite.pipeline import StageFailed, plan, run
@@ -195,6 +195,8 @@ def main() -> None:
     """Run the command line; a user's mistake is a line on stderr and exit code 2, never a traceback."""
     try:
         app()
+    except Stopped as stopped:
+        print(stopped)
     except StageFailed as failed:
         sys.exit(fail(str(failed), 1))
     except ValueError as error:

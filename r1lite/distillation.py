@@ -151,7 +151,8 @@ def distillation_arguments(
     return training_arguments(
         stage,
         config,
-        global_batch=config.prompts_per_step * config.generations,
+        asked="prompts_per_step",
+        rows_each=config.generations,
         row_tokens=longest_prompt + config.max_tokens,
         max_steps=(
             config.trainer["max_steps"] if epochs is None else math.ceil(epochs * n_problems / config.prompts_per_step)

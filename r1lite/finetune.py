@@ -16,7 +16,6 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from r1lite.curves import draw_training
 from r1lite.engines import chunks
 from r1lite.models import load_model, load_tokenizer
 from r1lite.observe import say
@@ -53,8 +52,7 @@ def train_sft(config: "Config", stage: "Stage") -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    callback.train(trainer)
-    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: SFT")
+    callback.train(trainer, "SFT")
     return {
         "examples": len(examples.dataset),
         "tokens": examples.learned,
@@ -250,7 +248,7 @@ def sft_arguments(config: "Config", stage: "Stage", n_rows: int) -> SFTConfig:
     return training_arguments(
         stage,
         config,
-        global_batch=config.rows_per_step,
+        asked="rows_per_step",
         row_tokens=config.max_tokens,
         max_steps=config.trainer["max_steps"] if epochs is None else math.ceil(epochs * n_rows / config.rows_per_step),
         arguments=SFTConfig,

@@ -15,7 +15,7 @@ from typing import Any
 from r1lite.engines import Finished, Request, Sampling, Streaming, TransformersEngine, pick_engine
 from r1lite.models import end_tokens, load_generation_config, load_model
 from r1lite.observe import say
-from r1lite.vllm_process import END, completions_of, listen, next_line, send, start, visible_gpus
+from r1lite.vllm_process import END, completions_of, listen, next_line, own_gpus, send, start
 
 MOST_WAITING = 2048  # finished samples, or
 SECONDS = 15.0  # after which they are handed over
@@ -25,7 +25,7 @@ MEMORY_SHARE = 0.85
 def open_engine(name: str, path: Path, tokenizer: Any, max_length: int, seed: int) -> Streaming:
     """An engine with a model directory's weights; prompt and completion have at most `max_length` tokens together."""
     if pick_engine(name) == "vllm":
-        return Fleet(path, end_tokens(load_generation_config(path), tokenizer), max_length, seed, visible_gpus())
+        return Fleet(path, end_tokens(load_generation_config(path), tokenizer), max_length, seed, own_gpus())
     model = load_model(path, "auto")
     return TransformersEngine(model, end_tokens(model.generation_config, tokenizer), tokenizer.pad_token_id)
 

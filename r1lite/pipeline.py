@@ -2,18 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from r1lite import models
 from r1lite import problems as problem_cards
-from r1lite.artifacts import SCHEMA, Artifact, Spec, earlier, link_latest
+from r1lite.artifacts import SCHEMA, STOP, Artifact, Spec, Stopped, earlier, link_latest
+from r1lite.launch import SIGNALS, TRAINS, Launch, command, environment, is_launched, last_words
 from r1lite.observe import say
 from r1lite.plugins import source_hashes
+from r1lite.pool import end_with_parent
 from r1lite.prompts import TEMPLATES
 from r1lite.recipe import Recipe, prove_rewards
 from r1lite.records import digest
@@ -126,7 +129,7 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 def run(recipe: Recipe, runs: Path) -> list[Planned]:
     """Run what is not done, in order, and return the plan that was followed.
 
-    Raises StageFailed or Locked, and before anything is run RecipeError where a reward cannot be relied on.
+    Raises StageFailed, Stopped or Locked, and before anything is run RecipeError where a reward cannot be relied on.
     """
     download_models(recipe)
     stages = plan(recipe, runs)
@@ -136,7 +139,7 @@ def run(recipe: Recipe, runs: Path) -> list[Planned]:
             say(f"{planned.spec.stage}: done ({planned.artifact.path})")
         else:
             say(f"{planned.spec.stage}: {planned.spec.kind}, because {planned.why} ({planned.artifact.path})")
-            run_stage(planned)
+            run_stage(planned, recipe.launch)
         link_latest(runs, planned.spec.recipe, planned.spec.stage, planned.artifact)
     return stages
 
@@ -149,49 +152,66 @@ def download_models(recipe: Recipe) -> None:
                 models.locate(value, download=True)
 
 
-def run_stage(planned: Planned) -> None:
-    artifact = planned.artifact
+def run_stage(planned: Planned, launch: Launch | None) -> None:
+    artifact, kind = planned.artifact, planned.spec.kind
     artifact.path.mkdir(parents=True, exist_ok=True)
     with artifact.lock():  # a stage that another process is writing is left alone
         artifact.prepare(planned.spec)
         log = artifact.log
+        (artifact.path / STOP).unlink(missing_ok=True)
+    rank_logs = log.with_suffix("")
+    if is_launched(launch, kind):
+        rank_logs.mkdir()
     with log.open("w") as file:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "r1lite.worker", str(artifact.path)],
+            command(launch, kind, artifact.path),
             stdout=subprocess.PIPE,
             stderr=file,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment(planned.spec.kind)},
+            env={**os.environ, **environment(launch, kind, rank_logs)},
+            preexec_fn=end_with_parent,
             text=True,
         )
         assert worker.stdout is not None
         try:
-            for line in worker.stdout:
-                say(line.rstrip("\n"))
-                file.write(line)
-                file.flush()
-            code = worker.wait()
+            with stopping(artifact, kind, worker) as stopped:
+                for line in worker.stdout:
+                    say(line.rstrip("\n"))
+                    file.write(line)
+                    file.flush()
+                code = worker.wait()
         except KeyboardInterrupt:
             worker.kill()
             raise StageFailed(f"stage {planned.spec.stage} was interrupted; the same command goes on with it") from None
-    if code or not artifact.done:
-        how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
-        raise StageFailed(
-            f"stage {planned.spec.stage} {how}; its log is {log}. The same command goes on from its last checkpoint"
-        )
+    if artifact.done and not code:
+        return
+    if stopped:
+        raise Stopped(f"stage {planned.spec.stage} was asked to stop, and the same command goes on with it")
+    how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+    words = last_words(log, rank_logs) if is_launched(launch, kind) else ""
+    raise StageFailed(
+        f"stage {planned.spec.stage} {how}; its log is {log}. The same command goes on from its last checkpoint"
+        + (f"\n{words}" if words else "")
+    )
 
 
-def environment(kind: str) -> dict[str, str]:
-    """What every worker gets: the repository on its path, wherever it runs, and one GPU to train on.
+@contextmanager
+def stopping(artifact: Artifact, kind: str, worker: "subprocess.Popen[str]") -> Iterator[list[int]]:
+    """Pass on the wish to end: what trains ends after its next step, with a checkpoint, and all else at once, since it
+    keeps what it has anyway. Yields the signals that have come."""
+    came: list[int] = []
 
-    Training on several GPUs needs a launcher; without one transformers would wrap the model in DataParallel, which TRL
-    refuses. What only samples has an engine on each.
-    """
-    package = str(Path(__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TOKENIZERS_PARALLELISM": "false",
-        **({} if kind in ("eval", "sample") else {"CUDA_VISIBLE_DEVICES": gpus}),
-    }
+    def stop(number: int, _: Any) -> None:
+        came.append(number)
+        if kind in TRAINS:
+            say("  asked to stop: a checkpoint after this step, and then it ends")
+            (artifact.path / STOP).touch()
+        else:
+            worker.terminate()
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

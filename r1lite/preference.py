@@ -17,7 +17,6 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, set_seed
 from trl import RewardConfig, RewardTrainer
 
-from r1lite.curves import draw_training
 from r1lite.engines import chunks
 from r1lite.models import load_tokenizer
 from r1lite.observe import say
@@ -61,7 +60,7 @@ def train_reward_model(config: "Config", stage: "Stage") -> dict[str, Any]:
     arguments = training_arguments(
         stage,
         config,
-        global_batch=config.pairs_per_step,
+        asked="pairs_per_step",
         row_tokens=2 * max(len(ids) for row in rows for ids in row.values()),
         max_steps=config.trainer["max_steps"] if epochs is None else math.ceil(epochs * steps_an_epoch),
         arguments=RewardConfig,
@@ -77,12 +76,11 @@ def train_reward_model(config: "Config", stage: "Stage") -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    callback.train(trainer)
+    callback.train(trainer, "reward model")
     accuracy = accuracy_on(held_out, stage.path / "model", config) if held_out else None
     if held_out:
         callback.write(arguments.max_steps, {"held_out/accuracy": accuracy})
         say(f"  accuracy {accuracy:.3f} on {len(held_out):,} held-out pairs")
-    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: reward model")
     return {
         "pairs": len(trained),
         "steps": arguments.max_steps,

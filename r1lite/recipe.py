@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from r1lite import models
 from r1lite import problems as problem_cards
+from r1lite.launch import Launch
 from r1lite.plugins import load_function
 from r1lite.preflight import Proof, prove
 from r1lite.prompts import TEMPLATES
@@ -29,7 +30,7 @@ KINDS: dict[str, type[StageConfig]] = {
     "grade": grade.Config,
 }
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
-FIELDS = ("name", "after", "seed", "prompt", "stages")
+FIELDS = ("name", "after", "seed", "prompt", "launch", "stages")
 
 
 class RecipeError(ValueError):
@@ -52,6 +53,7 @@ class Recipe:
     stages: dict[str, StageConfig]
     homes: dict[str, str]
     source: str  # where it was read from
+    launch: Launch | None = None
 
     def parents(self, stage: str) -> list[str]:
         values = [value for _, _, value in references(self.stages[stage])]
@@ -150,6 +152,8 @@ def build_recipe(data: dict[str, Any], source: str, after: Recipe | None = None)
         faults.append(f"seed: must be an integer; got {defaults.pop('seed')!r}")
     if defaults.get("prompt", "chat") not in TEMPLATES:
         faults.append(f"prompt: must be one of {', '.join(TEMPLATES)}; got {defaults.pop('prompt')!r}")
+    launch, launch_faults = build_launch(data.get("launch"))
+    faults += launch_faults
     raw = data.get("stages")
     if not isinstance(raw, dict) or not raw:
         raise RecipeError(source, [*faults, f"stages: must be a mapping from stage names to stages; got {raw!r}"])
@@ -175,7 +179,20 @@ def build_recipe(data: dict[str, Any], source: str, after: Recipe | None = None)
     if faults:
         raise RecipeError(source, faults)
     homes = {stage: after.homes[stage] for stage in needed if after} | dict.fromkeys(stages, str(name))
-    return Recipe(str(name), {stage: before[stage] for stage in needed} | stages, homes, source)
+    return Recipe(str(name), {stage: before[stage] for stage in needed} | stages, homes, source, launch)
+
+
+def build_launch(values: Any) -> tuple[Launch | None, list[str]]:
+    """`launch:` and what is wrong with it; without one every stage is a single process."""
+    if values is None:
+        return None, []
+    if not isinstance(values, dict):
+        return None, [f"launch: must be a mapping, such as {{gpus: 8}}; got {values!r}"]
+    try:
+        launch = Launch.model_validate(values)
+    except ValidationError as error:
+        return None, explain(error, Launch, "launch")
+    return launch, [f"launch.{fault}" for fault in launch.faults()]
 
 
 def needed_of(after: Recipe, configs: list[StageConfig]) -> list[str]:

@@ -42,6 +42,7 @@ class RolloutTrainer(EngineRollouts, GRPOTrainer):  # type: ignore[misc]
         super().__init__(**arguments)
         probed = stage.problems(config.probe.problems, config.probe.limit) if config.probe else []
         self.prepare(config, stage, probed, config.rewards[0])
+        self.steps_per_rollout = config.steps_per_rollout
         self.problems = problems
         self.places = places_by_set(problems) if config.dynamic_sampling else {}
         self.counted = dict.fromkeys(("tokens", "cells", "flops"), 0.0)

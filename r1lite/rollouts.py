@@ -14,10 +14,10 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
-from r1lite.curves import draw_training
 from r1lite.engines import Completion, Engine, Finished, Sampling, TransformersEngine, in_order, pick_engine
 from r1lite.models import end_tokens
 from r1lite.prompts import encode, render
+from r1lite.ranks import is_main, rank, world_size
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import Reward
@@ -40,9 +40,8 @@ def train_from_engine(trainer: Any, stage: "Stage", title: str) -> dict[str, Any
     """Train with rollouts from the trainer's engine, from where an interrupted run was. Returns facts."""
     callback = StageCallback(stage, trainer.args.max_steps, trainer)
     trainer.add_callback(callback)
-    callback.train(trainer)
+    callback.train(trainer, title)
     trainer.engine.close()
-    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: {title}")
     return {
         "steps": trainer.args.max_steps,
         "engine": trainer.engine.name,
@@ -55,6 +54,7 @@ class EngineRollouts:
     """What makes a trainer of TRL's take its rollouts from `engine`, keep them as rows, and be probed on the way."""
 
     engine: Engine
+    steps_per_rollout = 1  # optimizer steps
 
     def prepare(self, config: Any, stage: "Stage", probed: list[Problem], judge: Reward | None) -> None:
         """`judge` says what is right among the completions of the probe's problems, whatever else it is about."""
@@ -131,21 +131,23 @@ class EngineRollouts:
             for row, completion, seed in zip(inputs, self.sampled, seeds, strict=True)
         ]
         kept = self.rows_of(gather_object(mine)) + gather_object(left_out)
-        if self.accelerator.is_main_process:
+        if is_main():
             step = self.state.global_step
             write_parquet(
                 self.stage.path / "rollouts" / f"step_{step:06d}.parquet", [{"step": step, **row.row()} for row in kept]
             )
 
     def probe(self: Any) -> float:
-        """pass@1 on the probe's problems with the weights of this moment; it draws from no random state but its own."""
+        """pass@1 on the probe's problems, of which each process asks its share, with the weights of this moment; it
+        draws from no random state but its own."""
         prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
         self.sync(prompts[:4])
-        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed)
-        groups = in_order(self.engine.generate(prompts, self.config.probe.samples, sampling))
+        mine = slice(rank(), None, world_size())
+        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed + rank())
+        groups = in_order(self.engine.generate(prompts[mine], self.config.probe.samples, sampling))
         reward = load_reward(self.judge, self.stage.resolve)
-        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed, groups)
-        return fmean(score or 0.0 for score in scores)
+        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed[mine], groups)
+        return fmean(score or 0.0 for score in gather_object(scores))
 
 
 def rollout_engine(

@@ -13,6 +13,7 @@ from r1lite.engines import Request, Sampling
 from r1lite.fleet import open_engine
 from r1lite.observe import Progress, say
 from r1lite.prompts import encode, opening, prompt_text, render
+from r1lite.ranks import is_main, join, rank, wait_for_all, world_size
 from r1lite.records import Problem, read_rows, seed_from, write_parquet
 from r1lite.rubric import Asked
 
@@ -80,18 +81,26 @@ def sample_missing(
 ) -> list[Row]:
     """All graded samples of the tasks: those that an interrupted run has left in `folder`, and the missing ones.
 
-    What the source hands over is written before it is graded, a part file at a time, so a crash costs little.
+    What the source hands over is written before it is graded, a part file at a time, so a crash costs little. Of
+    several processes each makes its share of the tasks' samples; the main one gets the rows of all, the others none.
     """
-    rows = [row for part in sorted(folder.glob("part_*.parquet")) for row in read_rows(part)]
-    grade(rows)
-    progress = Progress(sum(task.samples for task in tasks), len(rows))
-    say(f"  {name}: {progress.total - progress.done} samples to make, {progress.done} are there")
-    if progress.done == progress.total:
-        return rows
+    join()
+    there = sorted(folder.glob("part_*.parquet"))
+    rows = [row for part in there for row in read_rows(part)]
+    wait_for_all()  # until none would see what another makes
+    own = tasks[rank() :: world_size()]
+    keys = {task.key for task in own}
+    left = [row for row in rows if (row["problems"], row["id"]) in keys]
+    progress = Progress(sum(task.samples for task in own), len(left))
+    among = f" by each of {world_size()} processes" if world_size() > 1 else ""
+    say(f"  {name}: {progress.total - progress.done} samples to make{among}, {progress.done} are there")
+    if is_main():
+        grade(rows)
     start, tokens = time.monotonic(), 0
-    with closing(source(tasks, rows)) as parts:
-        for number, fresh in enumerate(parts, len(list(folder.glob("part_*")))):
-            write_parquet(folder / f"part_{number:06d}.parquet", fresh)
+    with closing(make_missing(source, own, left, folder, len(there))) as parts:
+        for fresh in parts:
+            if not is_main():
+                continue
             grade(fresh)
             rows += fresh
             tokens += sum(row["tokens"] or 0 for row in fresh)
@@ -99,7 +108,27 @@ def sample_missing(
             right = sum(map(is_right, rows)) / len(rows)
             speed = f"{tokens / (time.monotonic() - start):,.0f} tokens/s"
             say(f"  {progress.done}/{progress.total} samples  right {right:.3f}  {speed}  ETA {progress.eta()}")
-    return rows
+    wait_for_all()
+    if not is_main():
+        return []
+    others = [part for part in sorted(folder.glob("part_*.parquet")) if part not in there and not is_own(part)]
+    of_others = [row for part in others for row in read_rows(part)]
+    grade(of_others)
+    return rows + of_others
+
+
+def make_missing(source: Source, tasks: list[Task], rows: list[Row], folder: Path, first: int) -> Generator[list[Row]]:
+    """Have the samples made that `rows` lack, and write each part as it comes; `first` is the number of the first."""
+    if len(rows) == sum(task.samples for task in tasks):
+        return
+    with closing(source(tasks, rows)) as parts:
+        for number, fresh in enumerate(parts, first):
+            write_parquet(folder / f"part_{rank():03d}_{number:06d}.parquet", fresh)
+            yield fresh
+
+
+def is_own(part: Path) -> bool:
+    return part.name.startswith(f"part_{rank():03d}_")
 
 
 def from_engine(config: Decoding, engine_name: str, path: Path, tokenizer: Any) -> Source:
@@ -109,7 +138,7 @@ def from_engine(config: Decoding, engine_name: str, path: Path, tokenizer: Any) 
         taken = Counter((row["problems"], row["id"]) for row in rows)
         missing = [task for task in tasks if taken[task.key] < task.samples]
         # vLLM's stream of random numbers would repeat itself for the samples that an interrupted run has left.
-        seed = seed_from(f"{config.seed}/{len(rows)}")
+        seed = seed_from(f"{config.seed}/{len(rows)}" + (f"/{rank()}" if rank() else ""))
         longest = max(len(task.ids) for task in missing) + config.max_tokens
         requests = [Request(task.ids, task.samples - taken[task.key]) for task in missing]
         sampling = Sampling(config.max_tokens, config.temperature, config.top_p, seed=config.seed)

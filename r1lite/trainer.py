@@ -13,13 +13,14 @@ from r1lite.packed_trainer import PackedTrainer
 from r1lite.packing import pack, packed_attention
 from r1lite.preflight import prove_golds
 from r1lite.prompts import encode, opening, prompt_text, render
+from r1lite.ranks import world_size
 from r1lite.records import Problem
 from r1lite.rollout_trainer import RolloutTrainer
 from r1lite.rollouts import check_prompts, rollout_engine, train_from_engine
 from r1lite.rubric import columns_of, load_reward
 from r1lite.schedule import mixed_schedule
 from r1lite.stages.config import shares
-from r1lite.training import device_type, training_arguments, world_size
+from r1lite.training import device_type, training_arguments
 
 if TYPE_CHECKING:
     from r1lite.stages.grpo import Config
@@ -76,13 +77,13 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
 
 
 def grpo_arguments(config: "Config", stage: "Stage", longest_prompt: int, n_problems: int) -> GRPOConfig:
-    global_batch = config.prompts_per_step * config.generations
     epochs = config.trainer.get("num_train_epochs")
     steps_an_epoch = n_problems / config.prompts_per_step * config.trainer.get("num_iterations", 1)
     arguments = training_arguments(
         stage,
         config,
-        global_batch=global_batch,
+        asked="prompts_per_step",
+        rows_each=config.generations,
         row_tokens=longest_prompt + config.max_tokens,
         max_steps=config.trainer["max_steps"] if epochs is None else math.ceil(epochs * steps_an_epoch),
         arguments=GRPOConfig,
@@ -99,7 +100,7 @@ def grpo_arguments(config: "Config", stage: "Stage", longest_prompt: int, n_prob
             {}
             if config.stock
             else {
-                "per_device_train_batch_size": global_batch // world_size(),
+                "per_device_train_batch_size": config.prompts_per_step * config.generations // world_size(),
                 "gradient_accumulation_steps": 1,
                 "torch_compile": False,  # of the whole model; here it is layer by layer
             }

@@ -1,14 +1,15 @@
 """What every training stage does around transformers' Trainer: arguments, resume, metrics, progress, checkpoints."""
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainingArguments
 
-from r1lite.artifacts import newest_checkpoint, seal
+from r1lite.artifacts import STOP, Stopped, newest_checkpoint, seal
+from r1lite.curves import draw_training
 from r1lite.observe import MetricsFile, Progress, say
+from r1lite.ranks import from_main, is_main, share, wait_for_all, world_size
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -20,17 +21,26 @@ MICRO_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 def training_arguments(
     stage: "Stage",
     config: Any,
-    global_batch: int,
+    asked: str,
     row_tokens: int,
     max_steps: int,
     arguments: type = TrainingArguments,
+    rows_each: int = 1,
     **more: Any,
 ) -> Any:
-    """TrainingArguments, or GRPOConfig, from a stage's config: r1lite's own settings, then the recipe's `trainer:`."""
-    device, world = device_type(), world_size()
-    micro_batch = config.micro_batch or derive_micro_batch(
-        global_batch // world, MICRO_BATCH_TOKENS[device] // row_tokens
-    )
+    """TrainingArguments, or GRPOConfig, from a stage's config: r1lite's own settings, then the recipe's `trainer:`.
+
+    The key `asked` of the config says what an optimizer step learns from, `rows_each` rows for each; the processes that
+    train share it evenly.
+    """
+    device = device_type()
+    batch = share(asked, getattr(config, asked)) * rows_each
+    micro_batch = config.micro_batch or derive_micro_batch(batch, MICRO_BATCH_TOKENS[device] // row_tokens)
+    if batch % micro_batch:
+        raise ValueError(
+            f"micro_batch: {micro_batch} does not divide the {batch} rows of each of {world_size()} processes; leave "
+            "it out, or set it to a number that does"
+        )
     settings = {
         "bf16": device == "cuda",
         "use_cpu": device == "cpu",
@@ -39,7 +49,7 @@ def training_arguments(
         **config.trainer,
         "output_dir": str(stage.path / "checkpoints"),
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": global_batch // world // micro_batch,
+        "gradient_accumulation_steps": batch // micro_batch,
         "max_steps": max_steps,
         "seed": config.seed,
         "logging_steps": 1,
@@ -70,10 +80,6 @@ def gpu_gib() -> float:
     return float(whole - free) / 2**30
 
 
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def derive_micro_batch(batch: int, most: int) -> int:
     """The largest divisor of `batch` that is at most `most`; at least 1."""
     return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(most, 1))
@@ -89,18 +95,25 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         self.stage, self.steps, self.prober = stage, steps, prober
         self.last: dict[str, Any] = {}
         self.metrics: MetricsFile | None = None
+        self.stopped = False
 
-    def train(self, trainer: Any) -> None:
-        """Train, from the newest whole checkpoint where there is one, and save the model as plain safetensors."""
-        checkpoint = newest_checkpoint(self.stage.path / "checkpoints")
+    def train(self, trainer: Any, what: str) -> None:
+        """Train, from the newest whole checkpoint where there is one, save the model as plain safetensors, and draw the
+        curves of `what` this is."""
+        checkpoint = from_main(newest_checkpoint(self.stage.path / "checkpoints") if is_main() else None)
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         if checkpoint:
             say(f"  resuming from step {step} of {self.steps}")
-        self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
+        if is_main():
+            self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
         self.progress = Progress(self.steps, step)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.stopped:
+            raise Stopped(f"stopped after step {trainer.state.global_step} of {self.steps}, with a checkpoint")
         trainer.save_model(str(self.stage.path / "model"))
-        (self.stage.path / "model" / "training_args.bin").unlink()  # a pickle, and all of it is in spec.json
+        if is_main():
+            (self.stage.path / "model" / "training_args.bin").unlink()  # a pickle, and all of it is in spec.json
+            draw_training(self.stage.path, f"{self.stage.spec.recipe}/{self.stage.spec.stage}: {what}")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.prober and self.prober.config.probe and state.global_step == 0:
@@ -123,10 +136,16 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
             elapsed = time.perf_counter() - self.began
             self.speed = self.prober.speed(elapsed)
             self.prober.seconds["idle"] = elapsed - sum(self.prober.seconds.values())
+        if self.may_stop(state.global_step) and from_main((self.stage.path / STOP).exists()):
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def may_stop(self, step: int) -> bool:
+        """Whether a run that ends after this step goes on as if it had not: not within a rollout's updates."""
+        return step < self.steps and step % (self.prober.steps_per_rollout if self.prober else 1) == 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         row = dict(logs or {})
-        if "train_runtime" in row or not state.is_world_process_zero:  # the closing summary is no step
+        if "train_runtime" in row:  # the closing summary is no step
             return
         self.progress.advance(state.global_step - self.progress.done)
         if self.prober:
@@ -141,14 +160,15 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
+        wait_for_all()  # each writes its own random state
+        if is_main():
             if self.prober:
                 self.prober.save_reference(checkpoint)
             seal(checkpoint)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        assert self.metrics is not None
-        self.metrics.write(step, row)
+        if self.metrics:
+            self.metrics.write(step, row)
 
 
 def summary(row: dict[str, Any]) -> str:

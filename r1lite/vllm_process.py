@@ -21,6 +21,11 @@ from r1lite.engines import Completion, Sampling
 from r1lite.pool import end_with_parent
 
 PROGRAM = [sys.executable, "-m", "r1lite.vllm_process"]
+# What a launcher tells a process about those beside it, which vLLM would take for its own ranks.
+LAUNCHED = (
+    *("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_"),
+    *("TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_", "FSDP_"),
+)
 END = "ready\n"  # it waits for an order
 SECONDS = 0.1  # after which log-probs of what has ended are fetched from the GPU; in each step it would be slower
 SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "logprobs_mode": "processed_logprobs"}
@@ -47,7 +52,8 @@ def start(
         "gpu_memory_utilization": memory_share,
         **more,
     }
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
+    environment |= {"CUDA_VISIBLE_DEVICES": gpu, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     engine = subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
     send(engine, {"eos": eos_token_ids, "logprobs": logprobs, "settings": settings})
     return engine
@@ -59,6 +65,12 @@ def visible_gpus() -> list[str]:
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def own_gpus() -> list[str]:
+    """Those that are this process's own: all of them, or of several processes on this machine one each."""
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return visible_gpus() if each == 1 else [visible_gpus()[int(os.environ["LOCAL_RANK"])]]
 
 
 def send(engine: "subprocess.Popen[str]", order: dict[str, Any]) -> None:

@@ -1,24 +1,29 @@
-"""One stage in one process: `python -m r1lite.worker STAGE_DIRECTORY`, started by the pipeline.
+"""One stage: `python -m r1lite.worker STAGE_DIRECTORY`, started by the pipeline, in one process or in several at once.
 
 stdout is for the person (progress, one-line errors); everything that libraries print goes to stderr, which is the log.
+Of several processes the main one speaks and writes what is kept, and each has a log of its own.
 """
 
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from r1lite import __version__, models
-from r1lite.artifacts import Artifact, Spec
+from r1lite import __version__, models, observe
+from r1lite.artifacts import STOP, Artifact, Spec, Stopped
+from r1lite.launch import RANK_LOGS, SIGNALS, TRAINS
 from r1lite.observe import say
 from r1lite.pool import end_with_parent
 from r1lite.problems import load_problems
+from r1lite.ranks import is_main, rank, wait_for_all, world_size
 from r1lite.recipe import KINDS
 from r1lite.records import Problem, read_rows
 from r1lite.rubric import SET
@@ -35,6 +40,7 @@ RUN: dict[str, Callable[..., dict[str, Any]]] = {
     "eval": evaluate.run,
     "grade": grade.run,
 }
+SECONDS = 5.0  # that the other processes wait with their failure: the main one's may be the same, and is told better
 LIBRARIES = ("torch", "transformers", "trl", "datasets", "accelerate")
 
 
@@ -71,18 +77,28 @@ class Stage:
 
 def main(path: Path) -> int:
     end_with_parent()
+    if logs := os.environ.get(RANK_LOGS):
+        os.dup2(os.open(Path(logs) / f"rank_{rank()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
     sys.stdout = sys.stderr
+    if not is_main():
+        observe.stream = sys.stderr
     artifact = Artifact(path)
+    if not logs and artifact.spec.kind in TRAINS:  # several are ended by torchrun where one of them has failed
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: (path / STOP).touch())
     try:
-        with artifact.lock():
+        with artifact.lock() if is_main() else nullcontext():
             if not artifact.done:
                 work(artifact)
+    except Stopped as stopped:
+        say(f"  {stopped}")
+        return 0
     except ValueError as error:
-        traceback.print_exc()
+        fail()
         say(f"error: {error}")
         return 1
     except Exception as error:
-        traceback.print_exc()
+        fail()
         if "No space left on device" in str(error):  # from Python, safetensors and arrow alike
             say(f"error: the disk is full while writing {path}; free some space or set --runs elsewhere, and run again")
         else:
@@ -91,10 +107,19 @@ def main(path: Path) -> int:
     return 0
 
 
+def fail() -> None:
+    traceback.print_exc()
+    if not is_main():
+        time.sleep(SECONDS)
+
+
 def work(artifact: Artifact) -> None:
     spec = artifact.spec
     start = time.time()
     result = RUN[spec.kind](KINDS[spec.kind].model_validate(spec.config), Stage(artifact.path, spec))
+    wait_for_all()
+    if not is_main():
+        return
     shutil.rmtree(artifact.path / "checkpoints", ignore_errors=True)  # the model is written; nothing resumes from here
     artifact.finish(
         {
@@ -106,6 +131,7 @@ def work(artifact: Artifact) -> None:
             "seconds": round(time.time() - start, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": device(),
+            "processes": world_size(),
             "versions": {"r1lite": __version__} | {name: version(name) for name in LIBRARIES},
             "result": result,
         }

@@ -150,7 +150,7 @@ def test_interrupted_after_its_first_part_it_goes_on_to_the_same_rows(sampled, t
     monkeypatch.setattr(TransformersEngine, "stream", dying)
     with pytest.raises(Crash):
         sample.run(config, stage)
-    assert [path.name for path in (stage.path / "parts").iterdir()] == ["part_000000.parquet"]
+    assert [path.name for path in (stage.path / "parts").iterdir()] == ["part_000_000000.parquet"]
     assert not (stage.path / "rollouts.parquet").exists()
     monkeypatch.setattr(TransformersEngine, "stream", watched)
     facts = sample.run(config, stage)

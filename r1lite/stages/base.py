@@ -62,7 +62,6 @@ class Config(StageConfig):
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     from transformers import DataCollatorForLanguageModeling, Qwen3Config, Qwen3ForCausalLM, Trainer, set_seed
 
-    from r1lite.curves import draw_training
     from r1lite.training import StageCallback, training_arguments
 
     modules = [load_module(writer.use.rpartition(":")[0]) for writer in config.corpus]
@@ -75,7 +74,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     arguments = training_arguments(
         stage,
         config,
-        global_batch=config.documents_per_step,
+        asked="documents_per_step",
         row_tokens=max(map(len, dataset["input_ids"])),
         max_steps=steps,
         train_sampling_strategy="sequential",
@@ -89,8 +88,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
         processing_class=tokenizer,
         callbacks=[callback],
     )
-    callback.train(trainer)
-    draw_training(stage.path, f"{stage.spec.recipe}/{stage.spec.stage}: pre-training")
+    callback.train(trainer, "pre-training")
     return {"parameters": model.num_parameters(), "steps": steps, "loss": callback.last.get("loss")}
 
 

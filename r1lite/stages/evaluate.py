@@ -14,6 +14,7 @@ from r1lite import protocol
 from r1lite.judging import ACCURACY, CHOICE, SECOND, Judge, Row, is_right
 from r1lite.preflight import prove_golds
 from r1lite.problems import card_of
+from r1lite.ranks import is_main
 from r1lite.records import Problem, digest, write_parquet
 from r1lite.rubric import Asked
 from r1lite.sampling import Task, from_engine, put, sample_missing
@@ -85,6 +86,8 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
     sets = [load_set(config, stage, name) for name in config.problems]
     how = stated_protocol(config, sets, {model: stage.resolve(model) for model in config.models})
     results = [result for model in config.models for result in evaluate_model(config, stage, model, sets)]
+    if not is_main():
+        return {}
     summary = write_report(stage.path, how, results)
     shutil.rmtree(stage.path / "parts")  # all of it is in samples/ by now
     return summary
@@ -138,6 +141,8 @@ def evaluate_model(config: Config, stage: "Stage", model: str, sets: list[Proble
         lambda rows: judge_rows(rows, by_key, judges),
         lambda row: is_right(row, judges[row["problems"]].reward.name),
     )
+    if not is_main():
+        return []
     results = []
     for source in sets:
         judge, asked = judges[source.name], {task.key[1]: task.asked for task in tasks if task.source == source.name}

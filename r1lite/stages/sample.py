@@ -15,6 +15,7 @@ from r1lite.endpoint import Endpoint, reachable
 from r1lite.metrics import mean_or_none
 from r1lite.observe import say
 from r1lite.preflight import prove_golds
+from r1lite.ranks import is_main
 from r1lite.records import Problem, content_id, write_parquet
 from r1lite.rubric import SET, load_reward, score
 from r1lite.sampling import Row, Task, from_endpoint, from_engine, put, put_elsewhere, sample_missing
@@ -82,6 +83,8 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
         lambda rows: counts.update(grade_rows(rows, by_key, graders)),
         lambda row: (row[right_by] or 0.0) >= 1,
     )
+    if not is_main():
+        return {}
     rows.sort(key=lambda row: (config.problems.index(row["problems"]), row["id"], row["sample"]))
     write_parquet(stage.path / "rollouts.parquet", map(to_rollout, rows))
     write_parquet(stage.path / "problems.parquet", rated(tasks, rows, right_by))
