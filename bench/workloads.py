@@ -25,9 +25,10 @@ COIN: Rewards = [{"use": "rewards.control:coin"}]
 
 @dataclass(frozen=True)
 class Workload:
-    """`micro_batch` completions at once go through the padded sides, as many as fit; `tail` draws lengths from a log-normal with this
-    median, else all are `max_tokens` long; `shape` None is the tiny model, whose completions end by themselves; vLLM
-    gets `memory_share` of the GPU beside r1lite, and TRL's default beside TRL."""
+    """`micro_batch` completions at once go through the padded sides: about 16,000 tokens or less, as in packed rows;
+    `tail` draws lengths from a log-normal with this median, else all are `max_tokens` long; `shape` None is
+    the tiny model, whose completions end by themselves; vLLM gets `memory_share` of the GPU beside r1lite, and TRL's
+    default beside TRL."""
 
     about: str
     shape: dict[str, Any] | None

@@ -16,6 +16,7 @@ from r1lite.stages.config import Strict
 from r1lite.strict_yaml import load_yaml
 
 WORKER = "r1lite.worker"
+PROVEN = "MULTI_GPU"  # what accelerate calls data-parallel training
 RANK_LOGS = "R1LITE_RANK_LOGS"  # the folder in which each of several processes keeps its own log
 TRAINS = ("base", "sft", "grpo", "reward_model", "distill")  # kinds of stages that write checkpoints as they go
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # upon which they write one more and end; Slurm sends them before a requeue
@@ -45,8 +46,12 @@ class Launch(Strict):
         except ValueError as error:
             yield f"accelerate: {error}"
             return
-        if not isinstance(settings, dict) or "distributed_type" not in settings:
-            yield f"accelerate: {file} is no config file of accelerate's, which states a distributed_type"
+        kind = settings.get("distributed_type") if isinstance(settings, dict) else None
+        if kind != PROVEN:
+            yield (
+                f"accelerate: {file} must state distributed_type: {PROVEN}, with the whole model on each GPU; "
+                f"what shards the model itself has not been proven with r1lite yet; got {kind!r}"
+            )
 
     def processes(self) -> int:
         return self.gpus or max(1, count_gpus())
@@ -105,11 +110,14 @@ def free_port() -> int:
 
 
 def last_words(log: Path, rank_logs: Path) -> str:
-    """Which process was the first to fail, as torchrun tells it in the launcher's log, and the end of its own log."""
+    """Which process was the first to fail, as torchrun tells it in the launcher's log, and the end of its own log; ""
+    where that was the main one and has told why."""
     report = re.search(r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", log.read_text(errors="replace"), re.S)
     if not report:
         return ""
     rank, code = report[1], int(report[2])
+    if rank == "0" and code >= 0:  # it has spoken for itself
+        return ""
     how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
     own = rank_logs / f"rank_{rank}.log"
     lines = own.read_text(errors="replace").splitlines()[-8:] if own.exists() else []

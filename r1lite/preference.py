@@ -22,6 +22,7 @@ from r1lite.models import load_tokenizer
 from r1lite.observe import say
 from r1lite.problems import completion_of, iterate
 from r1lite.prompts import render
+from r1lite.ranks import is_main
 from r1lite.training import StageCallback, training_arguments
 from rewards.model import dialogue, longest_input, plain, score
 
@@ -77,8 +78,9 @@ def train_reward_model(config: "Config", stage: "Stage") -> dict[str, Any]:
         callbacks=[callback],
     )
     callback.train(trainer, "reward model")
-    accuracy = accuracy_on(held_out, stage.path / "model", config) if held_out else None
-    if held_out:
+    accuracy = None
+    if held_out and is_main():
+        accuracy = accuracy_on(held_out, stage.path / "model", config)
         callback.write(arguments.max_steps, {"held_out/accuracy": accuracy})
         say(f"  accuracy {accuracy:.3f} on {len(held_out):,} held-out pairs")
     return {

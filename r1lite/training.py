@@ -1,5 +1,6 @@
 """What every training stage does around transformers' Trainer: arguments, resume, metrics, progress, checkpoints."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ def training_arguments(
             f"micro_batch: {micro_batch} does not divide the {batch} rows of each of {world_size()} processes; leave "
             "it out, or set it to a number that does"
         )
+    if device == "cpu":  # which accelerate would number, and a checkpoint's tensors cannot be loaded to "cpu:0"
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     settings = {
         "bf16": device == "cuda",
         "use_cpu": device == "cpu",
@@ -114,6 +117,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         if is_main():
             (self.stage.path / "model" / "training_args.bin").unlink()  # a pickle, and all of it is in spec.json
             draw_training(self.stage.path, f"{self.stage.spec.recipe}/{self.stage.spec.stage}: {what}")
+        wait_for_all()  # nobody reads it before it is written
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.prober and self.prober.config.probe and state.global_step == 0:

@@ -12,6 +12,7 @@ from test_packed_trainer import MAX_TOKENS, TEMPERATURE, Scripted
 from test_trainer import make_config, make_stage
 
 from r1lite import packed_trainer, rollouts, trainer
+from r1lite.records import read_rows
 
 
 def main(model: Path, out: Path, keys: dict) -> None:
@@ -24,12 +25,18 @@ def main(model: Path, out: Path, keys: dict) -> None:
             tokens.append(int(mask.sum()))
         return real(ids, mask, width)
 
+    def rollouts_of(built):
+        return sorted((built.stage.path / "rollouts").glob("*.parquet"))
+
     def run(built, *_):
         built.args.save_strategy = "no"
         built.train()
         rank = int(os.environ["RANK"])
         (out / f"tokens-{rank}.json").write_text(json.dumps(tokens))
         if rank == 0:
+            losses = [row["loss"] for row in built.state.log_history if "loss" in row]
+            asked = [[row["problem_id"] for row in read_rows(file)] for file in rollouts_of(built)]
+            (out / "run.json").write_text(json.dumps({"losses": losses, "asked": asked}))
             save_file({name: each.contiguous() for name, each in built.model.named_parameters()}, out / "weights")
 
     packed_trainer.pack = pack
@@ -43,7 +50,7 @@ def main(model: Path, out: Path, keys: dict) -> None:
         temperature=TEMPERATURE,
         probe=None,
         tokens_per_micro_batch=130,
-        trainer={"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05, "max_steps": 2, **keys},
+        trainer={"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05, "max_steps": 3, **keys},
     )
     with tempfile.TemporaryDirectory() as path:
         trainer.train_grpo(config, make_stage(Path(path), config))

@@ -319,7 +319,8 @@ def test_the_phases_of_a_step_are_within_its_time(toy_model, tmp_path, stock):
 
 
 def run_ranks(world, toy_model, out, keys):
-    """Weights after two steps of so many processes, and the tokens of each of their packed passes."""
+    """Weights after three steps of so many processes, the tokens of each of their packed passes, and the steps' losses
+    and problems."""
     out.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -334,16 +335,25 @@ def run_ranks(world, toy_model, out, keys):
     for rank in ranks:
         _, errors = rank.communicate(timeout=300)
         assert rank.returncode == 0, errors.decode()[-2000:]
-    return load_file(out / "weights"), [json.loads((out / f"tokens-{rank}.json").read_text()) for rank in range(world)]
+    tokens = [json.loads((out / f"tokens-{rank}.json").read_text()) for rank in range(world)]
+    return load_file(out / "weights"), tokens, json.loads((out / "run.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [{"loss_type": "dr_grpo"}, {"loss_type": "dapo"}, {"loss_type": "grpo", "beta": 0.04}])
-def test_ranks_share_the_tokens_evenly_and_learn_what_one_alone_would(toy_model, tmp_path, keys):
-    (one, alone), (two, shared) = (run_ranks(world, toy_model, tmp_path / str(world), keys) for world in (1, 2))
-    assert all(torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6) for name in one)
+@pytest.mark.parametrize(
+    ("world", "keys"),
+    [(2, {"loss_type": "dr_grpo"}), (4, {"loss_type": "dapo"}), (2, {"loss_type": "grpo", "beta": 0.04})],
+)
+def test_ranks_share_the_tokens_evenly_and_learn_what_one_alone_would(toy_model, tmp_path, world, keys):
+    (one, alone, run), (many, shared, same) = (
+        run_ranks(ranks, toy_model, tmp_path / str(ranks), keys) for ranks in (1, world)
+    )
+    assert all(torch.allclose(one[name], many[name], rtol=1e-5, atol=1e-6) for name in one)
+    assert len(run["losses"]) == 3 and same["losses"] == pytest.approx(run["losses"], rel=1e-5, abs=1e-6)
+    assert same["asked"] == run["asked"], "the same problems in each step"
+    assert len({problem for step in run["asked"] for problem in step}) == sum(len(set(step)) for step in run["asked"])
     before = dict(load_model(toy_model, "float32").named_parameters())
     assert any(not torch.allclose(one[name], before[name], atol=1e-4) for name in one)
     trained = [sum(tokens) for tokens in shared]
-    assert len(shared[0]) == len(shared[1]) and sum(trained) >= sum(alone[0])
-    assert max(trained) < 1.1 * min(trained)
+    assert len({len(passes) for passes in shared}) == 1 and sum(trained) >= sum(alone[0])
+    assert max(trained) < (1.1 if world == 2 else 1.5) * min(trained), "few rows make larger differences"

@@ -9,7 +9,7 @@ from r1lite import cli
 from r1lite.recipe import RecipeError, load_recipe
 from r1lite.trainer_keys import fields
 
-RECIPES = sorted(Path("recipes").rglob("*.yaml"))
+RECIPES = sorted(path for path in Path("recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 
 GRPO = """
     kind: grpo
@@ -74,7 +74,7 @@ MALFORMED = [
     ("name: t\n", "name: t\nname: u\n", "line 2", "stands twice"),
     ("name: t", "name: t\nafter: [a.yaml]", "after:", "must be the path of a recipe; got ['a.yaml']"),
     ("name: t", "name: a/b", "name:", "names a directory"),
-    ("name: t", "title: t", "title: unknown key", "valid here: name, after, seed, prompt, stages"),
+    ("name: t", "title: t", "title: unknown key", "valid here: name, after, seed, prompt, launch, stages"),
     ("prompt: plain", "prompt: r1-zero", "prompt:", "must be one of r1_zero, plain, chat"),
     ("name: t", "name: t\nseed: three", "seed:", "must be an integer"),
     ("kind: grpo", "kind: grop", "stages.zero.kind:", "did you mean 'grpo'?"),
