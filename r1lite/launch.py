@@ -14,6 +14,7 @@ from pydantic import Field
 
 from r1lite.stages.config import Strict
 from r1lite.strict_yaml import load_yaml
+from r1lite.watchdog import SYNC_TIMEOUT
 
 WORKER = "r1lite.worker"
 PROVEN = "MULTI_GPU"  # what accelerate calls data-parallel training
@@ -28,11 +29,13 @@ class Launch(Strict):
     """`launch:` of a recipe. It decides how fast its stages run and never what they make, so it is in no stage's key.
 
     `accelerate` is a file of accelerate's own settings, which says how training is sharded; `gpus` are the processes
-    that share a step, one a GPU, or on a machine without any so many on its CPU; all GPUs where it is not said.
+    that share a step, one a GPU, or on a machine without any so many on its CPU; all GPUs where it is not said. A
+    weight sync that takes longer than `sync_timeout` ends the run, with the stacks of that process in its log.
     """
 
     accelerate: str = Field("recipes/accelerate/ddp.yaml", description="a config file of accelerate's")
     gpus: int | None = Field(None, gt=0)
+    sync_timeout: float = Field(300.0, gt=0, description="seconds after which a weight sync is taken to hang")
     environment: dict[str, str] = Field({}, description="variables for the processes, such as {NCCL_DEBUG: WARN}")
 
     def faults(self) -> Iterator[str]:
@@ -97,7 +100,8 @@ def environment(launch: Launch | None, kind: str, rank_logs: Path) -> dict[str, 
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     if launch is not None and is_launched(launch, kind):
-        return {**found, RANK_LOGS: str(rank_logs), **launch.environment}
+        own = {RANK_LOGS: str(rank_logs), SYNC_TIMEOUT: str(launch.sync_timeout)}
+        return {**found, **own, **launch.environment}
     if kind not in SAMPLES:
         found["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return found

@@ -24,6 +24,7 @@ from r1lite.stages.config import Reward
 from r1lite.sync_proof import prove_sync
 from r1lite.training import StageCallback, precision
 from r1lite.vllm_engine import VLLMEngine
+from r1lite.watchdog import watched
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -89,9 +90,9 @@ class EngineRollouts:
         if self.state.global_step == self.synced_step:
             return
         model = self.accelerator.unwrap_model(self.model)
-        with self.timed("sync"):
+        with watched("the weight sync"), self.timed("sync"):
             self.engine.sync(model)
-        with self.timed("prove_sync"):
+        with watched("the proof of a weight sync"), self.timed("prove_sync"):
             prove_sync(self.engine, model, prompts, self.config.temperature, self.config.max_tokens)
         self.synced_step = self.state.global_step
 
@@ -143,11 +144,13 @@ class EngineRollouts:
         prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
         self.sync(prompts[:4])
         mine = slice(rank(), None, world_size())
+        if not self.probed[mine]:
+            return fmean(gather_object([]))
         sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed + rank())
         groups = in_order(self.engine.generate(prompts[mine], self.config.probe.samples, sampling))
         reward = load_reward(self.judge, self.stage.resolve)
         _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed[mine], groups)
-        return fmean(score or 0.0 for score in gather_object(scores))
+        return fmean(gather_object([score or 0.0 for score in scores]))
 
 
 def rollout_engine(

@@ -8,6 +8,7 @@ beside it knows nothing of it.
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from threading import Thread
 from typing import IO, Any
 
 from r1lite.engines import Completion, Sampling
+from r1lite.launch import SIGNALS
 from r1lite.pool import end_with_parent
 
 PROGRAM = [sys.executable, "-m", "r1lite.vllm_process"]
@@ -219,6 +221,8 @@ def runner_of(llm: Any) -> Any:
 
 def main() -> None:
     end_with_parent()
+    for number in SIGNALS:  # whoever uses it ends upon them in good order, and needs it until then
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes of vLLM's own would inherit
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
     serve(sys.stdin, results)

@@ -4,6 +4,7 @@ tests/gpu/test_vllm.py has the real one.
 """
 
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 
 from r1lite.engines import Request, Sampling
 from r1lite.fleet import Fleet
+from r1lite.vllm_process import own_gpus
 
 VLLM = '''
 import multiprocessing, os, sys, time
@@ -34,6 +36,7 @@ class LLM:
 
     def __init__(self, model, seed, **_):
         assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"} & set(os.environ)
         self.seed, self.made, self.waiting, self.llm_engine = seed, 0, [], self
         self.core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,), daemon=True)
         self.core.start()
@@ -151,3 +154,21 @@ def test_who_stops_listening_does_not_wait_for_the_rest(fleet):
         for _ in engine.stream(endless, SAMPLING):
             break
     assert process.poll() == -9
+
+
+def test_an_engine_knows_nothing_of_those_beside_the_one_that_uses_it_and_ends_with_it_alone(fleet, monkeypatch):
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "TORCHELASTIC_RUN_ID": "none"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    with fleet(["0"]) as engines:
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # as Slurm sends them to all processes of a job
+            os.kill(engines.engines[0].pid, number)
+        assert sum(len(batch) for batch in engines.stream(REQUESTS, SAMPLING)) == sum(each.n for each in REQUESTS)
+
+
+def test_of_several_processes_on_a_machine_each_has_one_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,4,7")
+    assert own_gpus() == ["2", "4", "7"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_gpus() == ["4"]

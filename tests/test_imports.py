@@ -10,7 +10,7 @@ ORDER = [
     {"records", "metrics", "strict_yaml", "hacks", "ranks"},
     {"intervals"},
     {"observe", "prompts", "plugins", "artifacts"},
-    {"pool"},
+    {"pool", "watchdog"},
     {"sandbox"},
     {"rewards"},
     {"trainer_keys", "models", "curves"},

@@ -33,7 +33,7 @@ launch: {{gpus: 2}}
 stages:
   zero: {{kind: grpo, model: {model}, problems: data/chain.yaml#train, rewards: [{{use: "{folder}/reward.py:short"}}],
          prompts_per_step: 4, generations: 4, max_tokens: 8, temperature: 1.0,
-         probe: {{problems: "data/chain.yaml#probe", limit: 5, samples: 2, every_steps: 2}},
+         probe: {{problems: "data/chain.yaml#probe", limit: 1, samples: 2, every_steps: 2}},  # fewer than processes
          trainer: {{max_steps: 24, learning_rate: 1e-3, loss_type: dr_grpo, scale_rewards: none, beta: 0.0,
                     save_steps: 8, gradient_checkpointing: false}}}}
   traces: {{kind: sample, model: $zero, problems: ["data/chain.yaml#probe"], limit: 33, samples: 32, max_tokens: 8,
@@ -282,6 +282,8 @@ def test_what_processes_cannot_share_evenly_is_refused(monkeypatch):
 
 @pytest.mark.slow
 def test_the_tiny_recipe_runs_in_two_processes(project):
+    """As docs/scale.md has it, a third as long."""
+    assert "r1lite run recipes/tiny/zero.yaml --set 'launch={gpus: 2}'\n" in Path("docs/scale.md").read_text()
     process = subprocess.Popen(
         r1lite(project, "run", "recipes/tiny/zero.yaml", *OPTIONS),
         stdout=subprocess.PIPE,
