@@ -185,7 +185,7 @@ def run_stage(planned: Planned, launch: Launch | None) -> None:
             raise StageFailed(f"stage {planned.spec.stage} was interrupted; the same command goes on with it") from None
     if artifact.done and not code:
         return
-    if stopped:
+    if stopped and (code == 0 or kind not in TRAINS):
         raise Stopped(f"stage {planned.spec.stage} was asked to stop, and the same command goes on with it")
     how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
     words = last_words(log, rank_logs) if is_launched(launch, kind) else ""
@@ -204,7 +204,6 @@ def stopping(artifact: Artifact, kind: str, worker: "subprocess.Popen[str]") -> 
     def stop(number: int, _: Any) -> None:
         came.append(number)
         if kind in TRAINS:
-            say("  asked to stop: a checkpoint after this step, and then it ends")
             (artifact.path / STOP).touch()
         else:
             worker.terminate()

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,10 +19,11 @@ import yaml
 from safetensors.torch import load_file
 from test_pipeline import REWARD, r1lite, stage_directory, workers_of
 
-from r1lite.artifacts import Artifact
+from r1lite import pipeline
+from r1lite.artifacts import STOP, Artifact, Stopped
 from r1lite.launch import Launch, command, count_gpus, environment, last_words
 from r1lite.observe import read_metrics
-from r1lite.pipeline import plan
+from r1lite.pipeline import StageFailed, plan
 from r1lite.ranks import share
 from r1lite.recipe import RecipeError, load_recipe
 from r1lite.records import read_rows
@@ -175,6 +177,25 @@ def test_what_the_main_process_has_told_is_not_told_twice(tmp_path):
     assert last_words(tmp_path / "log", tmp_path) == ""
     (tmp_path / "log").write_text("no report")
     assert last_words(tmp_path / "log", tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "raised"),
+    [("zero", 0, Stopped), ("zero", 1, StageFailed), ("traces", 1, Stopped), ("traces", 0, Stopped)],
+)
+def test_what_fails_after_it_was_asked_to_end_has_failed(project, monkeypatch, stage, code, raised):
+    """A stage that trains ends by itself; what samples is ended, whatever its exit code is then."""
+    asks = (
+        f"import os, signal, sys; os.kill(os.getppid(), signal.SIGTERM); print('there', flush=True); sys.exit({code})"
+    )
+    monkeypatch.setattr(pipeline, "command", lambda *_: [sys.executable, "-c", asks])
+    planned = plan(load_recipe(project / "recipe.yaml"), project / "runs")
+    (asked,) = (item for item in planned if item.spec.stage == stage)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(raised):
+        pipeline.run_stage(asked, None)
+    assert (asked.artifact.path / STOP).exists() == (stage == "zero")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.slow
