@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,7 +84,7 @@ def command(launch: Launch | None, kind: str, stage: Path) -> list[str]:
         *("--config_file", launch.accelerate),
         *("--num_processes", str(processes)),
         *("--num_machines", "1"),
-        *("--main_process_port", str(free_port())),
+        *("--main_process_port", "0"),  # one that is free
         *("--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) // processes))),
         *("--module", WORKER, str(stage)),
     ]
@@ -107,10 +106,9 @@ def environment(launch: Launch | None, kind: str, rank_logs: Path) -> dict[str, 
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def how_ended(code: int) -> str:
+    """Example: how_ended(-9) == "was killed by signal 9"."""
+    return f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
 
 
 def last_words(log: Path, rank_logs: Path) -> str:
@@ -122,7 +120,6 @@ def last_words(log: Path, rank_logs: Path) -> str:
     rank, code = report[1], int(report[2])
     if rank == "0" and code >= 0:  # it has spoken for itself
         return ""
-    how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
     own = rank_logs / f"rank_{rank}.log"
     lines = own.read_text(errors="replace").splitlines()[-8:] if own.exists() else []
-    return "\n".join([f"rank {rank} {how}; the end of {own}:", *(f"  {line}" for line in lines)])
+    return "\n".join([f"rank {rank} {how_ended(code)}; the end of {own}:", *(f"  {line}" for line in lines)])

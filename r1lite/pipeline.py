@@ -13,7 +13,7 @@ from typing import Any
 from r1lite import models
 from r1lite import problems as problem_cards
 from r1lite.artifacts import SCHEMA, STOP, Artifact, Spec, Stopped, earlier, link_latest
-from r1lite.launch import SIGNALS, TRAINS, Launch, command, environment, is_launched, last_words
+from r1lite.launch import SIGNALS, TRAINS, Launch, command, environment, how_ended, is_launched, last_words
 from r1lite.observe import say
 from r1lite.plugins import source_hashes
 from r1lite.pool import end_with_parent
@@ -187,11 +187,10 @@ def run_stage(planned: Planned, launch: Launch | None) -> None:
         return
     if stopped and (code == 0 or kind not in TRAINS):
         raise Stopped(f"stage {planned.spec.stage} was asked to stop, and the same command goes on with it")
-    how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
     words = last_words(log, rank_logs) if is_launched(launch, kind) else ""
     raise StageFailed(
-        f"stage {planned.spec.stage} {how}; its log is {log}. The same command goes on from its last checkpoint"
-        + (f"\n{words}" if words else "")
+        f"stage {planned.spec.stage} {how_ended(code)}; its log is {log}. The same command goes on from its last "
+        "checkpoint" + (f"\n{words}" if words else "")
     )
 
 

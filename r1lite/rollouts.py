@@ -17,7 +17,6 @@ from transformers import TrainingArguments
 from r1lite.engines import Completion, Engine, Finished, Sampling, TransformersEngine, in_order, pick_engine
 from r1lite.models import end_tokens
 from r1lite.prompts import encode, render
-from r1lite.ranks import is_main, rank, world_size
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import Reward
@@ -132,7 +131,7 @@ class EngineRollouts:
             for row, completion, seed in zip(inputs, self.sampled, seeds, strict=True)
         ]
         kept = self.rows_of(gather_object(mine)) + gather_object(left_out)
-        if is_main():
+        if self.accelerator.is_main_process:
             step = self.state.global_step
             write_parquet(
                 self.stage.path / "rollouts" / f"step_{step:06d}.parquet", [{"step": step, **row.row()} for row in kept]
@@ -143,13 +142,13 @@ class EngineRollouts:
         draws from no random state but its own."""
         prompts = [encode(self.processing_class, render(self.config.prompt, p.problem)) for p in self.probed]
         self.sync(prompts[:4])
-        mine = slice(rank(), None, world_size())
-        if not self.probed[mine]:
-            return fmean(gather_object([]))
-        sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed + rank())
-        groups = in_order(self.engine.generate(prompts[mine], self.config.probe.samples, sampling))
-        reward = load_reward(self.judge, self.stage.resolve)
-        _, scores, _ = grade(reward, self.processing_class, self.config.prompt, self.probed[mine], groups)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        scores: list[float | None] = []
+        if mine := self.probed[rank::ranks]:
+            sampling = Sampling(self.config.max_tokens, self.config.temperature, seed=self.config.seed + rank)
+            groups = in_order(self.engine.generate(prompts[rank::ranks], self.config.probe.samples, sampling))
+            reward = load_reward(self.judge, self.stage.resolve)
+            _, scores, _ = grade(reward, self.processing_class, self.config.prompt, mine, groups)
         return fmean(gather_object([score or 0.0 for score in scores]))
 
 

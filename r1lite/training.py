@@ -140,7 +140,7 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
             elapsed = time.perf_counter() - self.began
             self.speed = self.prober.speed(elapsed)
             self.prober.seconds["idle"] = elapsed - sum(self.prober.seconds.values())
-        if self.may_stop(state.global_step) and from_main((self.stage.path / STOP).exists()):
+        if self.may_stop(state.global_step) and from_main(is_main() and (self.stage.path / STOP).exists()):
             self.stopped = control.should_save = control.should_training_stop = True
 
     def may_stop(self, step: int) -> bool:

@@ -21,12 +21,13 @@ from test_pipeline import REWARD, r1lite, stage_directory, workers_of
 
 from r1lite import pipeline
 from r1lite.artifacts import STOP, Artifact, Stopped
-from r1lite.launch import Launch, command, count_gpus, environment, last_words
+from r1lite.launch import ALONE, RANK_LOGS, SAMPLES, TRAINS, Launch, command, count_gpus, environment, last_words
 from r1lite.observe import read_metrics
 from r1lite.pipeline import StageFailed, plan
 from r1lite.ranks import share
-from r1lite.recipe import RecipeError, load_recipe
+from r1lite.recipe import KINDS, RecipeError, load_recipe
 from r1lite.records import read_rows
+from r1lite.watchdog import SYNC_TIMEOUT
 
 RECIPE = """
 name: t
@@ -132,6 +133,10 @@ def test_a_shipped_config_is_one_that_accelerate_reads(file):
     assert load_config_from_file(str(file)).distributed_type == "MULTI_GPU"
 
 
+def test_every_kind_of_stage_is_known_to_train_to_sample_or_to_be_alone():
+    assert sorted([*TRAINS, *SAMPLES, *ALONE]) == sorted(KINDS)
+
+
 def test_how_many_processes_there_are_is_in_no_key(project):
     one, two = (
         [item.spec.key for item in plan(load_recipe(project / "recipe.yaml", [override]), project / "runs")]
@@ -149,11 +154,12 @@ def test_without_a_launch_a_stage_is_one_process_with_one_gpu(monkeypatch, tmp_p
 
 def test_a_launch_takes_all_gpus_unless_it_says_how_many(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
-    launch = Launch(environment={"NCCL_DEBUG": "WARN"})
+    launch = Launch(sync_timeout=20, environment={"NCCL_DEBUG": "WARN"})
     arguments = command(launch, "grpo", tmp_path)
     assert arguments[arguments.index("--num_processes") + 1] == "3"
     given = environment(launch, "grpo", tmp_path / "ranks")
-    assert given["NCCL_DEBUG"] == "WARN" and "CUDA_VISIBLE_DEVICES" not in given
+    assert given["NCCL_DEBUG"] == "WARN" and float(given[SYNC_TIMEOUT]) == 20
+    assert given[RANK_LOGS] == str(tmp_path / "ranks") and "CUDA_VISIBLE_DEVICES" not in given
     arguments = command(Launch(gpus=2), "eval", tmp_path)
     assert arguments[arguments.index("--num_processes") + 1] == "2"
     assert "accelerate.commands.launch" not in command(launch, "select", tmp_path), "it is one process in any case"
