@@ -29,6 +29,7 @@ LAUNCHED = (
     *("TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_", "FSDP_"),
 )
 END = "ready\n"  # it waits for an order
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"  # as vLLM calls it
 SECONDS = 0.1  # after which log-probs of what has ended are fetched from the GPU; in each step it would be slower
 SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "logprobs_mode": "processed_logprobs"}
 
@@ -132,7 +133,7 @@ def serve(orders: IO[str], results: IO[str]) -> None:
     from r1lite.shared_buffer import open_buffer, views
 
     given = json.loads(orders.readline())
-    llm = LLM(**given["settings"], **SETTINGS)
+    llm = with_newer_runner(LLM, given) if given["logprobs"] else LLM(**given["settings"], **SETTINGS)
     recorder = buffer = None
     if given["logprobs"] and llm.llm_engine.vllm_config.use_v2_model_runner:
         from r1lite.vllm_logprobs import LogprobRecorder
@@ -212,6 +213,22 @@ def generate(
             for row, out, mine in zip(rows, found, values, strict=True)
         ]
         ended, last = [], time.monotonic()
+
+
+def with_newer_runner(make: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """vLLM with its model runner V2, which the recorder needs, where that can run the model.
+
+    By itself vLLM takes it for some architectures only. Whether it computes one rightly, the proof after each weight
+    sync tells.
+    """
+    os.environ.setdefault(RUNNER, "1")
+    try:
+        return make(**given["settings"], **SETTINGS)
+    except ValueError as error:
+        if "Model Runner V2" not in str(error):
+            raise
+        os.environ[RUNNER] = "0"
+        return make(**given["settings"], **SETTINGS)
 
 
 def runner_of(llm: Any) -> Any:

@@ -1,5 +1,6 @@
 """The recorder on samplers with the arguments of two versions of vLLM; tests/gpu/test_vllm.py has the real one."""
 
+import os
 import sys
 from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from r1lite.vllm_logprobs import LogprobRecorder
+from r1lite.vllm_process import RUNNER, SETTINGS, with_newer_runner
 
 VOCABULARY = 11
 
@@ -102,3 +104,35 @@ def test_each_row_has_its_own_log_probs_though_slots_are_used_again(vllm, kind):
     order = [4, 0, 2, 1, 3]
     found = recorder.read(order, [prompts[row] for row in order], [lengths[row] for row in order])
     assert found == [expected[row] for row in order]
+
+
+@pytest.mark.parametrize(
+    ("said", "refused", "runners"),
+    [(None, False, ["1"]), (None, True, ["1", "0"]), ("0", False, ["0"])],
+    ids=["as a rule", "a model that it cannot run", "told otherwise"],
+)
+def test_vllm_is_asked_for_the_runner_that_the_recorder_needs(monkeypatch, said, refused, runners):
+    monkeypatch.setenv(RUNNER, said or "")  # put back at the end
+    if said is None:
+        monkeypatch.delenv(RUNNER)
+    seen = []
+
+    def make(**settings):
+        assert settings == {"model": "there", **SETTINGS}
+        seen.append(os.environ[RUNNER])
+        if refused and seen[-1] == "1":
+            raise ValueError("Model Runner V2 does not yet support: hybrid models")
+        return "vllm"
+
+    assert with_newer_runner(make, {"settings": {"model": "there"}}) == "vllm"
+    assert seen == runners
+
+
+def test_another_error_of_vllm_is_told_at_once(monkeypatch):
+    monkeypatch.setenv(RUNNER, "1")
+
+    def make(**_):
+        raise ValueError("no such model")
+
+    with pytest.raises(ValueError, match="no such model"):
+        with_newer_runner(make, {"settings": {}})
