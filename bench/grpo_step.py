@@ -257,9 +257,9 @@ def passes_alone(workload: Workload, model: Path, steps: int) -> list[float]:
     import torch
     from trl.trainer.utils import add_fused_lm_head
 
+    from r1lite.memory import PACKED_TOKENS
     from r1lite.models import load_model
     from r1lite.packing import compile_layers, pack, packed_attention, split
-    from r1lite.trainer import PACKED_TOKENS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = load_model(model, "float32").to(device).train()

@@ -17,6 +17,7 @@ from typing import Any
 from r1lite.records import digest, write_json
 
 STOP = "stop"  # a file of this name asks a stage that trains to end after its next checkpoint
+RUNNING = "running.json"  # and one of this is there as long as all of its machines are at work on it
 SCHEMA = 1  # raise it when a stage of the same config would no longer mean the same
 
 
@@ -88,7 +89,7 @@ class Artifact:
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Write the manifest: every file that is an output with its size, and `facts` about the run."""
-        passing = {"spec.json", "manifest.json", "lock", STOP}
+        passing = {"spec.json", "manifest.json", "lock", STOP, RUNNING}
         outputs = {
             str(path.relative_to(self.path)): path.stat().st_size
             for path in sorted(self.path.rglob("*"))

@@ -50,23 +50,41 @@ def check(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command(name="plan")
-def show_plan(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
-    """Which stages are done, which would run, and why.
+def show_plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    hardware: Annotated[
+        str | None, typer.Option(metavar="8xH100", help="say whether GRPO stages fit on such GPUs of a machine")
+    ] = None,
+) -> None:
+    """Which stages are done, which would run, and why; with --hardware also what they take of each GPU.
 
     [dim]r1lite plan recipes/tiny/zero.yaml[/dim]
     """
-    console.print(report.plan_table(plan(load_recipe(recipe, overrides), runs)))
+    loaded = load_recipe(recipe, overrides)
+    console.print(report.plan_table(plan(loaded, runs)))
+    if hardware:
+        report.print_memory(console, loaded, hardware)
 
 
 @app.command(name="run")
-def run_recipe(recipe: RecipePath, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+def run_recipe(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    machine_rank: Annotated[
+        int, typer.Option(help="which of launch.num_machines this is", envvar=["SLURM_NODEID", "GROUP_RANK"], min=0)
+    ] = 0,
+) -> None:
     """Run what is not done yet. The same command resumes what was interrupted.
 
     [dim]r1lite run recipes/tiny/zero.yaml --set stages.zero.trainer.max_steps=10[/dim]
     """
     start = time.monotonic()
-    planned = run(load_recipe(recipe, overrides), runs)
-    report.print_run(console, planned, time.monotonic() - start)
+    planned = run(load_recipe(recipe, overrides), runs, machine_rank)
+    if machine_rank == 0:
+        report.print_run(console, planned, time.monotonic() - start)
 
 
 @app.command(name="eval")

@@ -244,14 +244,20 @@ def sample(logits_BV: "torch.Tensor", sampling: Sampling, generator: "torch.Gene
 def weight_sums(weights: "Iterable[torch.Tensor]", dtype: "torch.dtype") -> tuple[float, float]:
     """The sums of all weights and of their absolute values, once they are of a type, in float64.
 
-    They do not depend on how an engine lays its weights out: fused, or padded with zeros.
+    They do not depend on how an engine lays its weights out: fused, or padded with zeros. Of weights that processes
+    share, all of them have to ask.
     """
     plain = absolute = 0.0
     for weight in weights:
-        exact = weight.detach().to(dtype).double()
+        exact = whole(weight.detach()).to(dtype).double()
         plain += exact.sum().item()
         absolute += exact.abs().sum().item()
     return plain, absolute
+
+
+def whole(weight: "torch.Tensor") -> "torch.Tensor":
+    """All of a weight, of which FSDP leaves each process a part; all of them have to ask."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def chunks(items: list, size: int) -> Iterator[list]:

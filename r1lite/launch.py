@@ -1,4 +1,7 @@
-"""How the process of a stage is started: alone, or as many of them as `launch:` says, by `accelerate launch`."""
+"""How the process of a stage is started: alone, or as many of them as `launch:` says, by `accelerate launch`.
+
+Of several machines each starts its own; machines.py has what they tell one another.
+"""
 
 import os
 import re
@@ -7,18 +10,24 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
+from r1lite.ranks import TIMEOUT
 from r1lite.stages.config import Strict
 from r1lite.strict_yaml import load_yaml
 from r1lite.watchdog import SYNC_TIMEOUT
 
 WORKER = "r1lite.worker"
-PROVEN = "MULTI_GPU"  # what accelerate calls data-parallel training
+# What r1lite has been proven with, as accelerate calls it: the whole model on each GPU, and a part of it.
+WHOLE, SHARED = "MULTI_GPU", "FSDP"
+SHARED_AS = {"fsdp_version": 2, "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": False}
 RANK_LOGS = "R1LITE_RANK_LOGS"  # the folder in which each of several processes keeps its own log
 TRAINS = ("base", "sft", "grpo", "reward_model", "distill")  # kinds of stages that write checkpoints as they go
+# What torchrun tells the processes that it starts, which is about none that these start in turn.
+TOLD = re.compile(r"RANK|WORLD_SIZE|(LOCAL|GROUP|ROLE)_(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # upon which they write one more and end; Slurm sends them before a requeue
 ALONE = ("select", "grade")  # those that are one process in any case
 SAMPLES = ("eval", "sample")  # and those that have an engine on each GPU without being launched
@@ -27,13 +36,18 @@ SAMPLES = ("eval", "sample")  # and those that have an engine on each GPU withou
 class Launch(Strict):
     """`launch:` of a recipe. It decides how fast its stages run and never what they make, so it is in no stage's key.
 
-    `accelerate` is a file of accelerate's own settings, which says how training is sharded; `gpus` are the processes
-    that share a step, one a GPU, or on a machine without any so many on its CPU; all GPUs where it is not said. A
-    weight sync that takes longer than `sync_timeout` ends the run, with the stacks of that process in its log.
+    `accelerate` is a file of accelerate's own settings, which says how training is sharded; `gpus` are the processes of
+    each machine that share a step, one a GPU, or on a machine without any so many on its CPU; all GPUs where it is not
+    said. On each of `num_machines` the same `r1lite run` is started. What is said of them neither here nor there comes
+    from Slurm or torchrun, where one of them has started it.
     """
 
     accelerate: str = Field("recipes/accelerate/ddp.yaml", description="a config file of accelerate's")
     gpus: int | None = Field(None, gt=0)
+    num_machines: int | None = Field(None, gt=0)
+    main_process_ip: str | None = Field(None, description="where the first machine is reached by the others")
+    main_process_port: int | None = Field(None, gt=0, lt=65536)
+    timeout: int = Field(1800, gt=0, description="seconds that a process waits for another before it takes it for lost")
     sync_timeout: float = Field(300.0, gt=0, description="seconds after which a weight sync is taken to hang")
     environment: dict[str, str] = Field({}, description="variables for the processes, such as {NCCL_DEBUG: WARN}")
 
@@ -48,15 +62,60 @@ class Launch(Strict):
         except ValueError as error:
             yield f"accelerate: {error}"
             return
-        kind = settings.get("distributed_type") if isinstance(settings, dict) else None
-        if kind != PROVEN:
+        settings = settings if isinstance(settings, dict) else {}
+        kind, fsdp = settings.get("distributed_type"), settings.get("fsdp_config") or {}
+        if kind not in (WHOLE, SHARED):
             yield (
-                f"accelerate: {file} must state distributed_type: {PROVEN}, with the whole model on each GPU; "
-                f"what shards the model itself has not been proven with r1lite yet; got {kind!r}"
+                f"accelerate: {file} must state distributed_type: {WHOLE}, with the whole model on each GPU, or "
+                f"{SHARED}; others have not been proven with r1lite; got {kind!r}"
             )
+        if kind == SHARED:
+            for key, wanted in SHARED_AS.items():
+                if fsdp.get(key) != wanted:
+                    yield (
+                        f"accelerate: {file} must state fsdp_config.{key}: {wanted}, as recipes/accelerate/fsdp2.yaml "
+                        f"does; got {fsdp.get(key)!r}"
+                    )
 
     def processes(self) -> int:
+        """Of each machine."""
         return self.gpus or max(1, count_gpus())
+
+    def machine(self, rank: int) -> "Machine":
+        """This machine among all, of which it has the given rank. Raises ValueError where that cannot be."""
+        told = os.environ
+        count = self.num_machines or int(told.get("SLURM_STEP_NUM_NODES") or told.get("GROUP_WORLD_SIZE") or 1)
+        if rank >= count:
+            raise ValueError(
+                f"this is machine {rank}, the first being 0, and launch.num_machines is {count}; set it to as many as "
+                "there are, or start `r1lite run` on the first one alone"
+            )
+        address = self.main_process_ip or told.get("MASTER_ADDR") or first_host(told.get("SLURM_STEP_NODELIST", ""))
+        if count > 1 and not address:
+            raise ValueError(
+                "launch.main_process_ip: say where the others reach the first machine, as in "
+                "--set launch.main_process_ip=10.0.0.1; neither Slurm nor torchrun has told it"
+            )
+        return Machine(rank, count, address, self.main_process_port or int(told.get("MASTER_PORT", "29500")))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of `count`; the first, with rank 0, is reached by the others at an address and port."""
+
+    rank: int = 0
+    count: int = 1
+    address: str = ""
+    port: int = 0  # one that is free
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def first_host(nodes: str) -> str:
+    """Of a list as Slurm writes it. Example: first_host("gpu[017-019,030]") == "gpu017"."""
+    return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
 
 
 def count_gpus() -> int:
@@ -74,17 +133,18 @@ def is_launched(launch: Launch | None, kind: str) -> bool:
     return launch is not None and kind not in ALONE
 
 
-def command(launch: Launch | None, kind: str, stage: Path) -> list[str]:
-    """What starts a stage's worker, or workers."""
+def command(launch: Launch | None, kind: str, stage: Path, machine: Machine) -> list[str]:
+    """What starts a stage's worker, or those of this machine."""
     if launch is None or not is_launched(launch, kind):
         return [sys.executable, "-m", WORKER, str(stage)]
     processes = launch.processes()
     return [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", launch.accelerate),
-        *("--num_processes", str(processes)),
-        *("--num_machines", "1"),
-        *("--main_process_port", "0"),  # one that is free
+        *("--num_processes", str(processes * machine.count)),
+        *("--num_machines", str(machine.count)),
+        *(("--machine_rank", str(machine.rank), "--main_process_ip", machine.address) if machine.count > 1 else ()),
+        *("--main_process_port", str(machine.port if machine.count > 1 else 0)),  # 0: one that is free
         *("--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) // processes))),
         *("--module", WORKER, str(stage)),
     ]
@@ -99,8 +159,9 @@ def environment(launch: Launch | None, kind: str, rank_logs: Path) -> dict[str, 
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     found = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
     if launch is not None and is_launched(launch, kind):
-        own = {RANK_LOGS: str(rank_logs), SYNC_TIMEOUT: str(launch.sync_timeout)}
-        return {**found, **own, **launch.environment}
+        own = {RANK_LOGS: str(rank_logs), SYNC_TIMEOUT: str(launch.sync_timeout), TIMEOUT: str(launch.timeout)}
+        # torchrun would end all at once upon a SIGTERM that reaches it.
+        return {**found, **own, "PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT", **launch.environment}
     if kind not in SAMPLES:
         found["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return found

@@ -152,7 +152,10 @@ class PackedTrainer(RolloutTrainer):
             return found
         with self.timed("old_logprobs"), packed_attention(self.accelerator.unwrap_model(model), self.half):
             logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
-            for part in split(attention_mask.sum(1).tolist(), self.budget):
+            parts = split(attention_mask.sum(1).tolist(), self.budget)
+            if self.is_fsdp_enabled:  # a pass gathers weights from all, so that all have to make as many
+                parts += parts[-1:] * (max(gather_object([len(parts)])) - len(parts))
+            for part in parts:
                 logps[part], *_rest = self.packed_logps(model, input_ids[part], attention_mask[part], logits_to_keep)
         return logps, None, None
 

@@ -5,15 +5,26 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1lite import models
+from r1lite import machines, models
 from r1lite import problems as problem_cards
 from r1lite.artifacts import SCHEMA, STOP, Artifact, Spec, Stopped, earlier, link_latest
-from r1lite.launch import SIGNALS, TRAINS, Launch, command, environment, how_ended, is_launched, last_words
+from r1lite.launch import (
+    SIGNALS,
+    TOLD,
+    TRAINS,
+    Launch,
+    Machine,
+    command,
+    environment,
+    how_ended,
+    is_launched,
+    last_words,
+)
 from r1lite.observe import say
 from r1lite.plugins import source_hashes
 from r1lite.pool import end_with_parent
@@ -126,21 +137,26 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     return {path: json.dumps(value) if isinstance(value, list) else value}
 
 
-def run(recipe: Recipe, runs: Path) -> list[Planned]:
-    """Run what is not done, in order, and return the plan that was followed.
+def run(recipe: Recipe, runs: Path, machine_rank: int = 0) -> list[Planned]:
+    """Run what is not done, in order, and return the plan that was followed; of several machines each runs its part.
 
     Raises StageFailed, Stopped or Locked, and before anything is run RecipeError where a reward cannot be relied on.
     """
+    machine = recipe.launch.machine(machine_rank) if recipe.launch else Machine()
     download_models(recipe)
     stages = plan(recipe, runs)
     prove_rewards(recipe, [planned.spec.stage for planned in stages if planned.state != "done"])
     for planned in stages:
         if planned.state == "done":
             say(f"{planned.spec.stage}: done ({planned.artifact.path})")
-        else:
+        elif machine.is_main:
             say(f"{planned.spec.stage}: {planned.spec.kind}, because {planned.why} ({planned.artifact.path})")
-            run_stage(planned, recipe.launch)
-        link_latest(runs, planned.spec.recipe, planned.spec.stage, planned.artifact)
+            run_stage(planned, recipe.launch, machine)
+        elif recipe.launch and is_launched(recipe.launch, planned.spec.kind):
+            say(f"{planned.spec.stage}: {planned.spec.kind} ({planned.artifact.path})")
+            follow_stage(planned, recipe.launch, machine)
+        if machine.is_main:
+            link_latest(runs, planned.spec.recipe, planned.spec.stage, planned.artifact)
     return stages
 
 
@@ -152,29 +168,58 @@ def download_models(recipe: Recipe) -> None:
                 models.locate(value, download=True)
 
 
-def run_stage(planned: Planned, launch: Launch | None) -> None:
-    artifact, kind = planned.artifact, planned.spec.kind
+def run_stage(planned: Planned, launch: Launch | None, machine: Machine) -> None:
+    """On the first machine, or the only one."""
+    artifact = planned.artifact
     artifact.path.mkdir(parents=True, exist_ok=True)
     with artifact.lock():  # a stage that another process is writing is left alone
         artifact.prepare(planned.spec)
         log = artifact.log
         (artifact.path / STOP).unlink(missing_ok=True)
     rank_logs = log.with_suffix("")
-    if is_launched(launch, kind):
+    if launch and is_launched(launch, planned.spec.kind):
         rank_logs.mkdir()
+        if machine.count > 1:
+            machines.announce(artifact, rank_logs.name, launch.processes())
+    try:
+        work(planned, launch, machine, log, rank_logs)
+    finally:
+        machines.withdraw(artifact)
+
+
+def follow_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
+    """On another machine than the first, once that one is at work on this stage."""
+    artifact = planned.artifact
+    attempt = machines.await_start(artifact, machine, launch.processes())
+    if attempt is None:
+        return
+    rank_logs = artifact.path / "logs" / attempt
+    try:
+        work(planned, launch, machine, rank_logs / f"machine_{machine.rank}.log", rank_logs)
+    except StageFailed:
+        machines.withdraw(artifact)
+        raise
+
+
+def work(planned: Planned, launch: Launch | None, machine: Machine, log: Path, rank_logs: Path) -> None:
+    """Start this machine's processes of a stage, and see them through. Raises StageFailed or Stopped."""
+    artifact, kind, name = planned.artifact, planned.spec.kind, planned.spec.stage
+    launched = is_launched(launch, kind)
     with log.open("w") as file:
         worker = subprocess.Popen(
-            command(launch, kind, artifact.path),
+            command(launch, kind, artifact.path, machine),
             stdout=subprocess.PIPE,
             stderr=file,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment(launch, kind, rank_logs)},
-            preexec_fn=end_with_parent,
+            env={**{key: value for key, value in os.environ.items() if not TOLD.fullmatch(key)},
+                 **environment(launch, kind, rank_logs)},
+            preexec_fn=deaf if launched else end_with_parent,
             text=True,
-        )
+        )  # fmt: skip
         assert worker.stdout is not None
+        others = machines.ending_with_the_others(artifact, worker) if launched and machine.count > 1 else nullcontext()
         try:
-            with stopping(artifact, kind, worker) as stopped:
+            with stopping(artifact, kind, worker) as asked, others as withdrawn:
                 for line in worker.stdout:
                     say(line.rstrip("\n"))
                     file.write(line)
@@ -182,16 +227,32 @@ def run_stage(planned: Planned, launch: Launch | None) -> None:
                 code = worker.wait()
         except KeyboardInterrupt:
             worker.kill()
-            raise StageFailed(f"stage {planned.spec.stage} was interrupted; the same command goes on with it") from None
-    if artifact.done and not code:
+            raise StageFailed(f"stage {name} was interrupted; the same command goes on with it") from None
+    elsewhere = bool(withdrawn and withdrawn.is_set())
+    if artifact.done and (elsewhere or not code):
         return
-    if stopped and (code == 0 or kind not in TRAINS):
-        raise Stopped(f"stage {planned.spec.stage} was asked to stop, and the same command goes on with it")
-    words = last_words(log, rank_logs) if is_launched(launch, kind) else ""
+    if (asked or (artifact.path / STOP).exists()) and (code == 0 or kind not in TRAINS):
+        raise Stopped(f"stage {name} was asked to stop, and the same command goes on with it")
+    if code == 0 and not machine.is_main:  # the first one has yet to say that it is done
+        return
+    if elsewhere:
+        raise StageFailed(
+            f"stage {name} has ended on another machine, which says why. The same command on all of them goes on from "
+            "its last checkpoint"
+        )
+    words = last_words(log, rank_logs) if launched else ""
     raise StageFailed(
-        f"stage {planned.spec.stage} {how_ended(code)}; its log is {log}. The same command goes on from its last "
-        "checkpoint" + (f"\n{words}" if words else "")
+        f"stage {name} {how_ended(code)}; its log is {log}. The same command goes on from its last checkpoint"
+        + (f"\n{words}" if words else "")
     )
+
+
+def deaf() -> None:
+    """What asks all processes of a job to end at once, as Slurm does, is for `r1lite` itself, which ends them in good
+    order."""
+    end_with_parent()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -205,7 +266,7 @@ def stopping(artifact: Artifact, kind: str, worker: "subprocess.Popen[str]") -> 
         if kind in TRAINS:
             (artifact.path / STOP).touch()
         else:
-            worker.terminate()
+            worker.kill()
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:

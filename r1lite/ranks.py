@@ -4,6 +4,7 @@ import os
 from datetime import timedelta
 from typing import Any
 
+TIMEOUT = "R1LITE_TIMEOUT"  # seconds, as `launch.timeout` has it
 FOREVER = timedelta(days=30)  # how long one may wait for another that still samples; a dead one is noticed by torchrun
 
 
@@ -30,12 +31,34 @@ def share(name: str, count: int) -> int:
     return count // world_size()
 
 
-def join() -> None:
-    """Be able to wait for the others where there is no trainer, which would see to it."""
+def timeout() -> timedelta:
+    """How long a process waits for another to do its part of a step."""
+    return timedelta(seconds=int(os.environ.get(TIMEOUT, "1800")))
+
+
+def shards() -> bool:
+    """Whether each process has a part of the model only, as accelerate's launcher tells; on a CPU it has all of it."""
+    import torch
+
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.cuda.is_available()
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error is that of a process which waits for another, or has lost its connection to it."""
+    if world_size() == 1:
+        return False
+    import torch.distributed
+
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
+def join(limit: timedelta = FOREVER) -> None:
+    """Be able to wait for the others, on the CPU, for so long: where there is no trainer, which would see to it, or one
+    that would wait for as long as it likes."""
     if world_size() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=True, timeout=FOREVER)
+        PartialState(cpu=True, timeout=limit)
 
 
 def wait_for_all() -> None:

@@ -11,13 +11,17 @@ from rich.table import Table
 from r1lite.artifacts import Artifact, read_json
 from r1lite.bands import held_against
 from r1lite.compare import Comparison
+from r1lite.hardware import setting_of, shape_of
+from r1lite.memory import Setting, Shape, changes, estimate, fits
 from r1lite.metrics import mean_or_none
 from r1lite.observe import duration, read_metrics
 from r1lite.pipeline import Planned
 from r1lite.preflight import Proof
 from r1lite.prompts import final_answer, texts_of
+from r1lite.recipe import Recipe
 from r1lite.records import read_rows
 from r1lite.scoring import Scores
+from r1lite.stages import grpo
 from r1lite.stages.select import funnel_lines
 
 MOST_SHOWN = 20
@@ -31,6 +35,37 @@ def plan_table(planned: list[Planned]) -> Table:
         state = f"[{COLORS[item.state]}]{item.state}[/]"
         table.add_row(item.spec.stage, item.spec.kind, item.spec.key, state, escape(item.why))
     return table
+
+
+def print_memory(console: Console, recipe: Recipe, hardware: str) -> None:
+    """What each GRPO stage takes of a GPU, by part, and whether that fits."""
+    stages = {name: config for name, config in recipe.stages.items() if isinstance(config, grpo.Config)}
+    shapes = {name: shape_of(recipe, config.model) for name, config in stages.items()}
+    settings = {name: setting_of(config, recipe, hardware) for name, config in stages.items()}
+    found = {name: estimate(shapes[name], settings[name]) for name in stages}
+    table = new_table("GiB of each GPU", *stages)
+    for part in next(iter(found.values())).parts if found else ():
+        table.add_row(part, *(f"{each.parts[part]:.1f}" for each in found.values()))
+    table.add_row("at its peak", *(f"{each.peak:.1f}" for each in found.values()))
+    if stages:
+        console.print(table)
+    for name, setting in settings.items():
+        console.print(fit(name, shapes[name], setting), highlight=False)
+    others = [name for name in recipe.stages if name not in stages]
+    if others:
+        console.print(f"not estimated, since only GRPO stages are: {', '.join(others)}", highlight=False)
+
+
+def fit(name: str, shape: Shape, setting: Setting) -> str:
+    found = estimate(shape, setting)
+    gpus = f"{setting.gpus} GPU{'s' if setting.gpus > 1 else ''} of {setting.card:g} GiB"
+    each = -(-setting.completions // setting.gpus)
+    room = f"vLLM has room for {min(found.room, each)} of {each} completions of {setting.longest} tokens at once"
+    if fits(shape, setting):
+        return f"{name}: [green]fits[/] on {gpus}; {room}"
+    helps = changes(shape, setting)
+    what = f"it does with {', '.join(helps)}" if helps else "no setting helps; take larger GPUs or a smaller model"
+    return f"{name}: [red]does not fit[/] on {gpus}; {what}"
 
 
 def proofs_table(proofs: list[Proof]) -> Table:

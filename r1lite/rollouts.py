@@ -15,8 +15,10 @@ from accelerate.utils import gather_object
 from transformers import TrainingArguments
 
 from r1lite.engines import Completion, Engine, Finished, Sampling, TransformersEngine, in_order, pick_engine
+from r1lite.memory import MEMORY_SHARE
 from r1lite.models import end_tokens
 from r1lite.prompts import encode, render
+from r1lite.ranks import shards
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
 from r1lite.stages.config import Reward
@@ -28,9 +30,6 @@ from r1lite.watchdog import watched
 if TYPE_CHECKING:
     from r1lite.worker import Stage
 
-
-# Of a GPU's memory, for vLLM: TRL's default of 0.3 leaves so little for keys and values that requests have to wait.
-MEMORY_SHARE = 0.5
 
 # What a row of a rollout is made of on the rank that sampled it: problem_id, token ids, truncated, seed.
 Sampled = tuple[str, list[int], bool, int]
@@ -158,6 +157,11 @@ def rollout_engine(
     """vLLM beside the model, or the model itself."""
     eos_token_ids = end_tokens(model.generation_config, tokenizer)
     if pick_engine(config.engine) == "transformers":
+        if shards():
+            raise ValueError(
+                "engine: transformers samples from the model itself, of which FSDP leaves each process a part only; "
+                "take vllm, or set launch.accelerate to recipes/accelerate/ddp.yaml"
+            )
         return TransformersEngine(model, eos_token_ids, tokenizer.pad_token_id)
     return VLLMEngine(
         path,

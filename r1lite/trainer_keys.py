@@ -26,6 +26,7 @@ OWNED = {
     **dict.fromkeys(("logging_steps", "logging_strategy", "disable_tqdm"), "metrics.jsonl, which has every step"),
     "resume_from_checkpoint": "the same command again, which resumes",
     "save_strategy": "save_steps",
+    "ddp_timeout": "launch.timeout",
     "save_total_limit": "nothing: the two newest checkpoints are kept while training",
 }
 # And for those whose completions come from an engine of ours.

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 from r1lite.artifacts import STOP, Stopped, newest_checkpoint, seal
 from r1lite.curves import draw_training
 from r1lite.observe import MetricsFile, Progress, say
-from r1lite.ranks import from_main, is_main, share, wait_for_all, world_size
+from r1lite.ranks import from_main, is_main, join, share, timeout, wait_for_all, world_size
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -44,6 +44,7 @@ def training_arguments(
         )
     if device == "cpu":  # which accelerate would number, and a checkpoint's tensors cannot be loaded to "cpu:0"
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        join(timeout())  # to which transformers would not hold several of them
     settings = {
         "bf16": device == "cuda",
         "use_cpu": device == "cpu",
@@ -58,6 +59,7 @@ def training_arguments(
         "logging_steps": 1,
         "disable_tqdm": True,
         "save_total_limit": 2,
+        "ddp_timeout": int(timeout().total_seconds()),
         **more,
     }
     settings.pop("num_train_epochs", None)

@@ -23,7 +23,7 @@ from r1lite.launch import RANK_LOGS, SIGNALS, TRAINS
 from r1lite.observe import say
 from r1lite.pool import end_with_parent
 from r1lite.problems import load_problems
-from r1lite.ranks import is_main, rank, wait_for_all, world_size
+from r1lite.ranks import is_loss, is_main, rank, timeout, wait_for_all, world_size
 from r1lite.recipe import KINDS
 from r1lite.records import Problem, read_rows
 from r1lite.rubric import SET
@@ -101,6 +101,11 @@ def main(path: Path) -> int:
         fail()
         if "No space left on device" in str(error):  # from Python, safetensors and arrow alike
             say(f"error: the disk is full while writing {path}; free some space or set --runs elsewhere, and run again")
+        elif is_loss(error):
+            say(
+                f"error: another process cannot be reached by rank {rank()} any more, or has not answered for "
+                f"{timeout().total_seconds():g} s, which is launch.timeout; the log says more"
+            )
         else:
             say(f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
         return 1

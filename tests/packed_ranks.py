@@ -7,16 +7,36 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, DistributedType
 from safetensors.torch import save_file
 from test_packed_trainer import MAX_TOKENS, TEMPERATURE, Scripted
 from test_trainer import make_config, make_stage
+from torch.distributed.tensor import DTensor
 
 from r1lite import packed_trainer, rollouts, trainer
+from r1lite.engines import whole
 from r1lite.records import read_rows
+
+
+def shard_on_the_cpu() -> None:
+    """Have accelerate shard the model here too, which it does on GPUs alone."""
+    real = AcceleratorState.__init__
+
+    def init(self, *given, **named):
+        real(self, *given, **named)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = named.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+
+    AcceleratorState.__init__ = init
 
 
 def main(model: Path, out: Path, keys: dict) -> None:
     torch.set_num_threads(1)
+    shards = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if shards:
+        shard_on_the_cpu()
     tokens = []
     real = packed_trainer.pack
 
@@ -31,13 +51,15 @@ def main(model: Path, out: Path, keys: dict) -> None:
     def run(built, *_):
         built.args.save_strategy = "no"
         built.train()
+        assert all(isinstance(each, DTensor) == shards for each in built.model.parameters())
+        weights = {name: whole(each.detach()).contiguous() for name, each in built.model.named_parameters()}
         rank = int(os.environ["RANK"])
         (out / f"tokens-{rank}.json").write_text(json.dumps(tokens))
         if rank == 0:
             losses = [row["loss"] for row in built.state.log_history if "loss" in row]
             asked = [[row["problem_id"] for row in read_rows(file)] for file in rollouts_of(built)]
             (out / "run.json").write_text(json.dumps({"losses": losses, "asked": asked}))
-            save_file({name: each.contiguous() for name, each in built.model.named_parameters()}, out / "weights")
+            save_file(weights, out / "weights")
 
     packed_trainer.pack = pack
     rollouts.prove_sync = lambda *_: None

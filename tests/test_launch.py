@@ -21,7 +21,18 @@ from test_pipeline import REWARD, r1lite, stage_directory, workers_of
 
 from r1lite import pipeline
 from r1lite.artifacts import STOP, Artifact, Stopped
-from r1lite.launch import ALONE, RANK_LOGS, SAMPLES, TRAINS, Launch, command, count_gpus, environment, last_words
+from r1lite.launch import (
+    ALONE,
+    RANK_LOGS,
+    SAMPLES,
+    TRAINS,
+    Launch,
+    Machine,
+    command,
+    count_gpus,
+    environment,
+    last_words,
+)
 from r1lite.observe import read_metrics
 from r1lite.pipeline import StageFailed, plan
 from r1lite.ranks import share
@@ -119,10 +130,24 @@ def test_what_is_wrong_with_a_launch_is_told_with_its_path(project, launch, faul
     assert any(each.startswith(fault) for each in raised.value.faults), raised.value.faults
 
 
-def test_a_config_that_shards_the_model_is_refused_as_long_as_it_is_not_proven(tmp_path):
-    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\n")
-    (fault,) = Launch(accelerate=str(tmp_path / "fsdp.yaml")).faults()
-    assert "must state distributed_type: MULTI_GPU" in fault and fault.endswith("got 'FSDP'")
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        (
+            "distributed_type: DEEPSPEED",
+            "must state distributed_type: MULTI_GPU, with the whole model on each GPU, or FSDP",
+        ),
+        (
+            "distributed_type: FSDP",
+            "must state fsdp_config.fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does; got None",
+        ),
+        ("- 1", "got None"),
+    ],
+)
+def test_a_config_that_is_not_proven_is_refused(tmp_path, settings, fault):
+    (tmp_path / "config.yaml").write_text(settings)
+    faults = list(Launch(accelerate=str(tmp_path / "config.yaml")).faults())
+    assert fault in faults[0]
 
 
 @pytest.mark.parametrize("file", sorted(Path("recipes/accelerate").glob("*.yaml")), ids=lambda file: file.stem)
@@ -130,7 +155,7 @@ def test_a_shipped_config_is_one_that_accelerate_reads(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert not list(Launch(accelerate=str(file)).faults())
-    assert load_config_from_file(str(file)).distributed_type == "MULTI_GPU"
+    assert load_config_from_file(str(file)).distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[file.stem]
 
 
 def test_every_kind_of_stage_is_known_to_train_to_sample_or_to_be_alone():
@@ -147,7 +172,7 @@ def test_how_many_processes_there_are_is_in_no_key(project):
 
 def test_without_a_launch_a_stage_is_one_process_with_one_gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert command(None, "grpo", tmp_path)[1:] == ["-m", "r1lite.worker", str(tmp_path)]
+    assert command(None, "grpo", tmp_path, Machine())[1:] == ["-m", "r1lite.worker", str(tmp_path)]
     assert environment(None, "grpo", tmp_path)["CUDA_VISIBLE_DEVICES"] == "3"
     assert "CUDA_VISIBLE_DEVICES" not in environment(None, "eval", tmp_path)
 
@@ -155,14 +180,16 @@ def test_without_a_launch_a_stage_is_one_process_with_one_gpu(monkeypatch, tmp_p
 def test_a_launch_takes_all_gpus_unless_it_says_how_many(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6")
     launch = Launch(sync_timeout=20, environment={"NCCL_DEBUG": "WARN"})
-    arguments = command(launch, "grpo", tmp_path)
+    arguments = command(launch, "grpo", tmp_path, Machine())
     assert arguments[arguments.index("--num_processes") + 1] == "3"
     given = environment(launch, "grpo", tmp_path / "ranks")
     assert given["NCCL_DEBUG"] == "WARN" and float(given[SYNC_TIMEOUT]) == 20
     assert given[RANK_LOGS] == str(tmp_path / "ranks") and "CUDA_VISIBLE_DEVICES" not in given
-    arguments = command(Launch(gpus=2), "eval", tmp_path)
+    arguments = command(Launch(gpus=2), "eval", tmp_path, Machine())
     assert arguments[arguments.index("--num_processes") + 1] == "2"
-    assert "accelerate.commands.launch" not in command(launch, "select", tmp_path), "it is one process in any case"
+    assert "accelerate.commands.launch" not in command(launch, "select", tmp_path, Machine()), (
+        "it is one process in any case"
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert count_gpus() == 0 and Launch().processes() == 1
 
@@ -199,7 +226,7 @@ def test_what_fails_after_it_was_asked_to_end_has_failed(project, monkeypatch, s
     (asked,) = (item for item in planned if item.spec.stage == stage)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(raised):
-        pipeline.run_stage(asked, None)
+        pipeline.run_stage(asked, None, Machine())
     assert (asked.artifact.path / STOP).exists() == (stage == "zero")
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -239,7 +266,9 @@ def test_asked_to_end_a_run_writes_a_checkpoint_and_goes_on_as_if_it_had_not_bee
     options = ["--set", f"launch={'null' if processes == 1 else '{gpus: 2}'}"]
     process = start(project, *options)
     until(process, r"step 5/24")
-    process.send_signal(signal.SIGTERM if processes == 1 else signal.SIGUSR1)
+    asked = [process.pid] if processes == 1 else workers_of(project)  # as Slurm does: the launcher and all ranks
+    for pid in asked:
+        os.kill(pid, signal.SIGTERM)
     said = finish(process, 0)
     (stopped,) = re.findall(r"stopped after step (\d+) of 24, with a checkpoint", said)
     assert int(stopped) < 8, "long before the checkpoint that is due"
@@ -276,7 +305,7 @@ def test_a_process_that_dies_fails_its_stage_at_once_with_its_last_words(project
     for pid in set(workers_of(project)) - {process.pid}:
         os.kill(pid, signal.SIGKILL)
     finish(process, 1)
-    there = {path: path.read_bytes() for path in stage_directory(project, "traces").glob("parts/*")}
+    there = {path: path.read_bytes() for path in stage_directory(project, "traces").glob("parts/part_*")}
     kept = sum(1 for path in there for _ in read_rows(path))
     assert kept >= 512
     finish(start(project), 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_trainer import make_config, make_stage
 from transformers import TrainerCallback
@@ -318,15 +319,18 @@ def test_the_phases_of_a_step_are_within_its_time(toy_model, tmp_path, stock):
         before = row["time"]
 
 
-def run_ranks(world, toy_model, out, keys):
+def run_ranks(world, toy_model, out, keys, shards=False):
     """Weights after three steps of so many processes, the tokens of each of their packed passes, and the steps' losses
-    and problems."""
+    and problems. Each process has all of the model, or by FSDP2 a part of it."""
     out.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared["PYTHONPATH"] = os.pathsep.join(["tests", "."])
+    if shards:  # as accelerate's launcher tells it
+        config = yaml.safe_load(Path("recipes/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
+        shared |= {"ACCELERATE_USE_FSDP": "true", **{key.upper(): str(value) for key, value in config.items()}}
     command = [sys.executable, "tests/packed_ranks.py", str(toy_model), str(out), json.dumps(keys)]
     ranks = [
         subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
@@ -341,13 +345,16 @@ def run_ranks(world, toy_model, out, keys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world", "keys"),
-    [(2, {"loss_type": "dr_grpo"}), (4, {"loss_type": "dapo"}), (2, {"loss_type": "grpo", "beta": 0.04})],
+    ("world", "keys", "shards"),
+    [
+        (2, {"loss_type": "dr_grpo"}, False),
+        (4, {"loss_type": "dapo"}, False),
+        (2, {"loss_type": "grpo", "beta": 0.04}, True),
+    ],
 )
-def test_ranks_share_the_tokens_evenly_and_learn_what_one_alone_would(toy_model, tmp_path, world, keys):
-    (one, alone, run), (many, shared, same) = (
-        run_ranks(ranks, toy_model, tmp_path / str(ranks), keys) for ranks in (1, world)
-    )
+def test_ranks_share_the_tokens_evenly_and_learn_what_one_alone_would(toy_model, tmp_path, world, keys, shards):
+    one, alone, run = run_ranks(1, toy_model, tmp_path / "1", keys)
+    many, shared, same = run_ranks(world, toy_model, tmp_path / str(world), keys, shards)
     assert all(torch.allclose(one[name], many[name], rtol=1e-5, atol=1e-6) for name in one)
     assert len(run["losses"]) == 3 and same["losses"] == pytest.approx(run["losses"], rel=1e-5, abs=1e-6)
     assert same["asked"] == run["asked"], "the same problems in each step"

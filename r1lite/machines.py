@@ -1,0 +1,71 @@
+"""What several machines that run one recipe tell one another: a file in the directory of the stage that they are at.
+
+Each has started `r1lite run` of the same recipe, with the same runs/, which all of them see. The first leads: it writes
+`running.json` where it begins a stage, and the others start their processes of it. Whoever fails takes the file away,
+and everyone ends. Training itself needs none of this: its processes find one another by torchrun's rendezvous.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import Popen
+from threading import Event, Thread
+
+from r1lite.artifacts import RUNNING, STOP, Artifact, read_json
+from r1lite.launch import Machine
+from r1lite.observe import say
+from r1lite.records import write_json
+
+SECONDS = 1.0  # between two looks at the file
+
+
+def announce(artifact: Artifact, attempt: str, processes: int) -> None:
+    write_json(artifact.path / RUNNING, {"attempt": attempt, "processes": processes})
+
+
+def withdraw(artifact: Artifact) -> None:
+    (artifact.path / RUNNING).unlink(missing_ok=True)
+
+
+def await_start(artifact: Artifact, machine: Machine, processes: int) -> str | None:
+    """Wait until the first machine is at work on a stage, and return the name of its attempt; None where it is done.
+
+    Raises ValueError where the machines have unlike numbers of processes, with which training would never begin.
+    """
+    waited = False
+    while not artifact.done:
+        if (artifact.path / RUNNING).exists():
+            begun = read_json(artifact.path / RUNNING)
+            if begun["processes"] != processes:
+                withdraw(artifact)
+                raise ValueError(
+                    f"machine {machine.rank} would start {processes} processes where the first one starts "
+                    f"{begun['processes']}; set launch.gpus to what all of them have"
+                )
+            return str(begun["attempt"])
+        if not waited:
+            say(f"  machine {machine.rank} of {machine.count} waits for the first")
+            waited = True
+        time.sleep(SECONDS)
+    return None
+
+
+@contextmanager
+def ending_with_the_others(artifact: Artifact, worker: "Popen[str]") -> Iterator[Event]:
+    """Kill this machine's processes where another has failed; yields what is set then."""
+    over, withdrawn = Event(), Event()
+
+    def watch() -> None:
+        while not over.wait(SECONDS):
+            if not any((artifact.path / name).exists() for name in (RUNNING, STOP)) and not artifact.done:
+                withdrawn.set()
+                worker.kill()
+                return
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield withdrawn
+    finally:
+        over.set()
+        watcher.join()
