@@ -63,7 +63,7 @@ class Launch(Strict):
             yield f"accelerate: {error}"
             return
         settings = settings if isinstance(settings, dict) else {}
-        kind, fsdp = settings.get("distributed_type"), settings.get("fsdp_config") or {}
+        kind, fsdp = settings.get("distributed_type"), settings.get("fsdp_config")
         if kind not in (WHOLE, SHARED):
             yield (
                 f"accelerate: {file} must state distributed_type: {WHOLE}, with the whole model on each GPU, or "
@@ -71,10 +71,11 @@ class Launch(Strict):
             )
         if kind == SHARED:
             for key, wanted in SHARED_AS.items():
-                if fsdp.get(key) != wanted:
+                got = fsdp.get(key) if isinstance(fsdp, dict) else None
+                if got != wanted:
                     yield (
                         f"accelerate: {file} must state fsdp_config.{key}: {wanted}, as recipes/accelerate/fsdp2.yaml "
-                        f"does; got {fsdp.get(key)!r}"
+                        f"does; got {got!r}"
                     )
 
     def processes(self) -> int:

@@ -14,7 +14,7 @@ from r1lite.packed_trainer import PackedTrainer
 from r1lite.packing import pack, packed_attention
 from r1lite.preflight import prove_golds
 from r1lite.prompts import encode, opening, prompt_text, render
-from r1lite.ranks import world_size
+from r1lite.ranks import shards, world_size
 from r1lite.records import Problem
 from r1lite.rollout_trainer import RolloutTrainer
 from r1lite.rollouts import check_prompts, rollout_engine, train_from_engine
@@ -49,6 +49,8 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
                 "prompts_per_step"
             )
     order = mixed_schedule([len(mine) for mine in sets], per_rollout, n_rollouts, config.seed)
+    if shards() and config.trainer.get("sync_ref_model"):
+        raise ValueError("trainer.sync_ref_model: is not kept over a resume under FSDP; take it out, or use ddp.yaml")
     dataset = to_dataset(config.prompt, tokenizer, problems)
     model = load_model(path, "float32")
     trainer = kind(
