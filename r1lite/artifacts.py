@@ -16,7 +16,7 @@ from typing import Any
 
 from r1lite.records import digest, write_json
 
-STOP = "stop"  # a file of this name asks a stage that trains to end after its next checkpoint
+STOP = "stop"  # a file of this name tells that a stage was asked to end, on whichever machine
 RUNNING = "running.json"  # and one of this is there as long as all of its machines are at work on it
 SCHEMA = 1  # raise it when a stage of the same config would no longer mean the same
 

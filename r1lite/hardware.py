@@ -42,7 +42,7 @@ def setting_of(config: grpo.Config, recipe: Recipe, hardware: str) -> Setting:
 
 
 def parse_hardware(hardware: str) -> tuple[int, float]:
-    """GPUs, and GiB of each. Example: parse_hardware("8xH100") == (8, 79.0); a number stands for GiB, as in 4x48."""
+    """GPUs, and GiB of each. Example: parse_hardware("8xH100") == (8, 79.1); a number stands for GiB, as in 4x48."""
     found = HARDWARE.fullmatch(hardware)
     name = found[2].upper() if found else ""
     try:

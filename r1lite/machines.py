@@ -51,13 +51,17 @@ def await_start(artifact: Artifact, machine: Machine, processes: int) -> str | N
 
 
 @contextmanager
-def ending_with_the_others(artifact: Artifact, worker: "Popen[str]") -> Iterator[Event]:
-    """Kill this machine's processes where another has failed; yields what is set then."""
+def ending_with_the_others(artifact: Artifact, worker: "Popen[str]", by_itself: bool) -> Iterator[Event]:
+    """Kill this machine's processes where another has ended before it was done; yields what is set then.
+
+    Not where all were asked to end and do so by themselves, as those that train do.
+    """
     over, withdrawn = Event(), Event()
 
     def watch() -> None:
         while not over.wait(SECONDS):
-            if not any((artifact.path / name).exists() for name in (RUNNING, STOP)) and not artifact.done:
+            asked = by_itself and (artifact.path / STOP).exists()
+            if not ((artifact.path / RUNNING).exists() or asked or artifact.done):
                 withdrawn.set()
                 worker.kill()
                 return

@@ -196,7 +196,7 @@ def follow_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
     rank_logs = artifact.path / "logs" / attempt
     try:
         work(planned, launch, machine, rank_logs / f"machine_{machine.rank}.log", rank_logs)
-    except StageFailed:
+    except (StageFailed, Stopped):
         machines.withdraw(artifact)
         raise
 
@@ -217,7 +217,11 @@ def work(planned: Planned, launch: Launch | None, machine: Machine, log: Path, r
             text=True,
         )  # fmt: skip
         assert worker.stdout is not None
-        others = machines.ending_with_the_others(artifact, worker) if launched and machine.count > 1 else nullcontext()
+        others = (
+            machines.ending_with_the_others(artifact, worker, by_itself=kind in TRAINS)
+            if launched and machine.count > 1
+            else nullcontext()
+        )
         try:
             with stopping(artifact, kind, worker) as asked, others as withdrawn:
                 for line in worker.stdout:
@@ -263,9 +267,8 @@ def stopping(artifact: Artifact, kind: str, worker: "subprocess.Popen[str]") -> 
 
     def stop(number: int, _: Any) -> None:
         came.append(number)
-        if kind in TRAINS:
-            (artifact.path / STOP).touch()
-        else:
+        (artifact.path / STOP).touch()
+        if kind not in TRAINS:
             worker.kill()
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}

@@ -113,14 +113,17 @@ def test_unlike_numbers_of_processes_are_refused_where_they_would_wait_for_ever(
     assert await_start(Artifact(tmp_path), Machine(1, 2), 4) is None
 
 
-@pytest.mark.parametrize(("there", "ends"), [([], True), ([STOP], False), (["manifest.json"], False)])
-def test_processes_end_where_another_machine_has_failed(tmp_path, monkeypatch, there, ends):
-    """And not where all were asked to end, or are done: then they end by themselves."""
+@pytest.mark.parametrize(
+    ("there", "trains", "ends"),
+    [([], True, True), ([STOP], True, False), ([STOP], False, True), (["manifest.json"], True, False)],
+)
+def test_processes_end_where_another_machine_has_failed(tmp_path, monkeypatch, there, trains, ends):
+    """And not where they are done, or were asked to end and do so by themselves."""
     monkeypatch.setattr("r1lite.machines.SECONDS", 0.05)
     artifact = Artifact(tmp_path)
     announce(artifact, "attempt_1", 1)
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"], text=True)
-    with ending_with_the_others(artifact, worker) as withdrawn:
+    with ending_with_the_others(artifact, worker, trains) as withdrawn:
         for name in there:
             (tmp_path / name).touch()
         (tmp_path / RUNNING).unlink()
