@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 from r1lite.records import seed_from
+from r1lite.sharding import whole
 
 if TYPE_CHECKING:
     import torch
@@ -249,15 +250,10 @@ def weight_sums(weights: "Iterable[torch.Tensor]", dtype: "torch.dtype") -> tupl
     """
     plain = absolute = 0.0
     for weight in weights:
-        exact = whole(weight.detach()).to(dtype).double()
+        exact = whole(weight).to(dtype).double()
         plain += exact.sum().item()
         absolute += exact.abs().sum().item()
     return plain, absolute
-
-
-def whole(weight: "torch.Tensor") -> "torch.Tensor":
-    """All of a weight, of which FSDP leaves each process a part; all of them have to ask."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def chunks(items: list, size: int) -> Iterator[list]:

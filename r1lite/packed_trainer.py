@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from r1lite.packing import compile_layers, pack, packed_attention, split
 from r1lite.rollout_trainer import RolloutTrainer
+from r1lite.sharding import is_sharded
 from r1lite.training import precision
 
 # Losses that are a mean over rows, whatever their lengths; all others go by tokens.
@@ -153,7 +154,7 @@ class PackedTrainer(RolloutTrainer):
         with self.timed("old_logprobs"), packed_attention(self.accelerator.unwrap_model(model), self.half):
             logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
             parts = split(attention_mask.sum(1).tolist(), self.budget)
-            if self.is_fsdp_enabled:  # a pass gathers weights from all, so that all have to make as many
+            if is_sharded(self.model):  # a pass gathers weights from all, so that all have to make as many
                 parts += parts[-1:] * (max(gather_object([len(parts)])) - len(parts))
             for part in parts:
                 logps[part], *_rest = self.packed_logps(model, input_ids[part], attention_mask[part], logits_to_keep)

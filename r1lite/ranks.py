@@ -36,13 +36,6 @@ def timeout() -> timedelta:
     return timedelta(seconds=int(os.environ.get(TIMEOUT, "1800")))
 
 
-def shards() -> bool:
-    """Whether each process has a part of the model only, as accelerate's launcher tells; on a CPU it has all of it."""
-    import torch
-
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and torch.cuda.is_available()
-
-
 def is_loss(error: Exception) -> bool:
     """Whether an error is that of a process which waits for another, or has lost its connection to it."""
     if world_size() == 1:

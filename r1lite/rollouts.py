@@ -18,9 +18,9 @@ from r1lite.engines import Completion, Engine, Finished, Sampling, TransformersE
 from r1lite.memory import MEMORY_SHARE
 from r1lite.models import end_tokens
 from r1lite.prompts import encode, render
-from r1lite.ranks import shards
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
+from r1lite.sharding import shards
 from r1lite.stages.config import Reward
 from r1lite.sync_proof import prove_sync
 from r1lite.training import StageCallback, precision
@@ -159,7 +159,7 @@ def rollout_engine(
     if pick_engine(config.engine) == "transformers":
         if shards():
             raise ValueError(
-                "engine: transformers samples from the model itself, of which FSDP leaves each process a part only; "
+                "engine: transformers samples from the model itself, of which each process has a part only; "
                 "take vllm, or set launch.accelerate to recipes/accelerate/ddp.yaml"
             )
         return TransformersEngine(model, eos_token_ids, tokenizer.pad_token_id)

@@ -14,12 +14,13 @@ from r1lite.packed_trainer import PackedTrainer
 from r1lite.packing import pack, packed_attention
 from r1lite.preflight import prove_golds
 from r1lite.prompts import encode, opening, prompt_text, render
-from r1lite.ranks import shards, world_size
+from r1lite.ranks import world_size
 from r1lite.records import Problem
 from r1lite.rollout_trainer import RolloutTrainer
 from r1lite.rollouts import check_prompts, rollout_engine, train_from_engine
 from r1lite.rubric import columns_of, load_reward
 from r1lite.schedule import mixed_schedule
+from r1lite.sharding import shards
 from r1lite.stages.config import shares
 from r1lite.training import device_type, training_arguments
 
@@ -50,7 +51,9 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
             )
     order = mixed_schedule([len(mine) for mine in sets], per_rollout, n_rollouts, config.seed)
     if shards() and config.trainer.get("sync_ref_model"):
-        raise ValueError("trainer.sync_ref_model: is not kept over a resume under FSDP; take it out, or use ddp.yaml")
+        raise ValueError(
+            "trainer.sync_ref_model: is not kept over a resume where the model is shared; take it out, or use ddp.yaml"
+        )
     dataset = to_dataset(config.prompt, tokenizer, problems)
     model = load_model(path, "float32")
     trainer = kind(

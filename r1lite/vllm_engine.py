@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from r1lite.engines import Completion, Finished, Sampling, whole
+from r1lite.engines import Completion, Finished, Sampling
 from r1lite.observe import say
+from r1lite.sharding import whole
 from r1lite.shared_buffer import BYTES, Buffer, fill, make_buffer
 from r1lite.vllm_process import END, completions_of, listen, next_line, send, start, visible_gpus
 
@@ -90,7 +91,7 @@ class VLLMEngine:
             largest = max(parameter.numel() for parameter in model.parameters()) * self.dtype.itemsize
             self.buffer = make_buffer(max(BYTES, largest), model.device)
             self.ask("open", **self.buffer.handle)
-        weights = ((name, whole(parameter.detach())) for name, parameter in model.named_parameters())
+        weights = ((name, whole(parameter)) for name, parameter in model.named_parameters())
         for layout in fill(self.buffer.bytes, weights, self.dtype):
             if model.device.type == "cuda":
                 torch.cuda.synchronize()

@@ -15,8 +15,8 @@ from test_trainer import make_config, make_stage
 from torch.distributed.tensor import DTensor
 
 from r1lite import packed_trainer, rollouts, trainer
-from r1lite.engines import whole
 from r1lite.records import read_rows
+from r1lite.sharding import whole
 
 
 def shard_on_the_cpu() -> None:
@@ -52,7 +52,7 @@ def main(model: Path, out: Path, keys: dict) -> None:
         built.args.save_strategy = "no"
         built.train()
         assert all(isinstance(each, DTensor) == shards for each in built.model.parameters())
-        weights = {name: whole(each.detach()).contiguous() for name, each in built.model.named_parameters()}
+        weights = {name: whole(each).contiguous() for name, each in built.model.named_parameters()}
         rank = int(os.environ["RANK"])
         (out / f"tokens-{rank}.json").write_text(json.dumps(tokens))
         if rank == 0:

@@ -319,26 +319,34 @@ def test_the_phases_of_a_step_are_within_its_time(toy_model, tmp_path, stock):
         before = row["time"]
 
 
-def run_ranks(world, toy_model, out, keys, shards=False):
-    """Weights after three steps of so many processes, the tokens of each of their packed passes, and the steps' losses
-    and problems. Each process has all of the model, or by FSDP2 a part of it."""
-    out.mkdir()
+def run_processes(world, command, shards):
+    """A program in so many processes, which find one another as those of accelerate's launcher do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared["PYTHONPATH"] = os.pathsep.join(["tests", "."])
-    if shards:  # as accelerate's launcher tells it
+    if shards:  # as the launcher tells it
         config = yaml.safe_load(Path("recipes/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
         shared |= {"ACCELERATE_USE_FSDP": "true", **{key.upper(): str(value) for key, value in config.items()}}
-    command = [sys.executable, "tests/packed_ranks.py", str(toy_model), str(out), json.dumps(keys)]
     ranks = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
         for rank in range(world)
     ]
     for rank in ranks:
         _, errors = rank.communicate(timeout=300)
         assert rank.returncode == 0, errors.decode()[-2000:]
+
+
+def run_ranks(world, toy_model, out, keys, shards=False):
+    """Weights after three steps of so many processes, the tokens of each of their packed passes, and the steps' losses
+    and problems. Each process has all of the model, or by FSDP2 a part of it."""
+    out.mkdir()
+    run_processes(world, ["tests/packed_ranks.py", str(toy_model), str(out), json.dumps(keys)], shards)
     tokens = [json.loads((out / f"tokens-{rank}.json").read_text()) for rank in range(world)]
     return load_file(out / "weights"), tokens, json.loads((out / "run.json").read_text())
 
