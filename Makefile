@@ -52,8 +52,8 @@ test: $(INSTALLED)  ## lint, types and all tests
 	$(BIN_PYTHON) -m ruff check .
 	$(BIN_PYTHON) -m ruff format --check .
 	$(BIN_PYTHON) -m mypy
-	OMP_NUM_THREADS=1 $(BIN_PYTHON) -m pytest -q -m "not slow and not gpu" -n logical --maxprocesses 8
-	$(BIN_PYTHON) -m pytest -q -m "slow or gpu"
+	OMP_NUM_THREADS=1 $(BIN_PYTHON) -m pytest -q -m "not alone and not gpu" -n logical --maxprocesses 8
+	$(BIN_PYTHON) -m pytest -q -m "alone or gpu"
 
 bench: $(INSTALLED)  ## speed of a step, of rollouts, grading and the sandbox, as ratios in one run
 	$(BIN_PYTHON) bench/grpo_step.py tiny

@@ -13,7 +13,7 @@ import yaml
 from r1lite.observe import read_metrics
 from r1lite.records import read_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 README = Path("README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
 COMMANDS = [re.split(r"\s+#", line)[0] for block in BLOCKS for line in block.splitlines()]

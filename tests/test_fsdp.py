@@ -9,6 +9,7 @@ from r1lite.models import load_model
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_interrupted_run_of_a_sharded_model_resumed_is_the_uninterrupted_run(toy_model, tmp_path):
     def run(name, stop=False):
         there = tmp_path / name

@@ -91,6 +91,7 @@ def killed(toy_model, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("stage", KILLS)
 def test_killed_once_in_each_stage_the_run_ends_as_if_it_had_not_been(killed, stage):
     project, attempts = killed
@@ -120,6 +121,7 @@ def test_killed_once_in_each_stage_the_run_ends_as_if_it_had_not_been(killed, st
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_example_of_that_run_walks_back_to_the_model(killed, toy_model):
     chosen = Artifact(stage_directory(killed[0], "chosen"))
     *_, example = read_rows(chosen.path / "examples.parquet")

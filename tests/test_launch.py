@@ -232,6 +232,7 @@ def test_what_fails_after_it_was_asked_to_end_has_failed(project, monkeypatch, s
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_every_kind_of_stage_runs_in_two_processes_and_none_loses_or_repeats_anything(project):
     process = start(project)
     finish(process, 0)
@@ -260,6 +261,7 @@ def test_every_kind_of_stage_runs_in_two_processes_and_none_loses_or_repeats_any
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("processes", [1, 2])
 def test_asked_to_end_a_run_writes_a_checkpoint_and_goes_on_as_if_it_had_not_been(project, tmp_path, processes):
     only(project, "zero")
@@ -277,6 +279,8 @@ def test_asked_to_end_a_run_writes_a_checkpoint_and_goes_on_as_if_it_had_not_bee
     assert [path.name for path in there.glob("checkpoints/checkpoint-*")] == [f"checkpoint-{stopped}"]
     said = finish(start(project, *options), 0)
     assert f"resuming from step {stopped} of 24" in said
+    if processes == 1:  # test_kill and test_trainer compare what one makes
+        return
     resumed = weights(project, "zero")
 
     (project / "runs").rename(project / "resumed")
@@ -285,6 +289,7 @@ def test_asked_to_end_a_run_writes_a_checkpoint_and_goes_on_as_if_it_had_not_bee
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_process_that_dies_fails_its_stage_at_once_with_its_last_words(project):
     only(project, "zero", "traces")
     process = start(project)
@@ -314,6 +319,7 @@ def test_a_process_that_dies_fails_its_stage_at_once_with_its_last_words(project
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_pipelines_death_is_that_of_all_processes(project):
     only(project, "zero")
     process = start(project)
@@ -337,6 +343,7 @@ def test_what_processes_cannot_share_evenly_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_tiny_recipe_runs_in_two_processes(project):
     """As docs/scale.md has it, a third as long."""
     assert "r1lite run recipes/tiny/zero.yaml --set 'launch={gpus: 2}'\n" in Path("docs/scale.md").read_text()
@@ -368,6 +375,7 @@ stages:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_step_of_two_processes_learns_what_a_step_of_one_does(toy_model, tmp_path):
     rows = [{"problem": f"{n}*2", "completion": f"={2 * n}" * (1 + n % 7)} for n in range(10, 90)]
     (tmp_path / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -215,6 +215,7 @@ def start_both(project: Path, namespaces: list[str]) -> list["subprocess.Popen[s
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_two_machines_make_what_one_makes_though_their_cable_is_cut_on_the_way(project, namespaces):
     first, second = start_both(project, namespaces)
     until(first, r"step 5/12")

@@ -352,6 +352,7 @@ def run_ranks(world, toy_model, out, keys, shards=False):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("world", "keys", "shards"),
     [

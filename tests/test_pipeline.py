@@ -280,6 +280,7 @@ def uninterrupted(toy_model, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_run_ends_with_a_table_and_a_second_run_does_nothing(uninterrupted):
     project, output = uninterrupted
     for expected in ("step 8/8", "ETA", "pass@1", "pass@2", "over samples", "seconds", "curves.png"):
@@ -296,6 +297,7 @@ def test_a_run_ends_with_a_table_and_a_second_run_does_nothing(uninterrupted):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_show_walks_back_to_the_model_and_shows_rollouts(uninterrupted):
     project, _ = uninterrupted
     latest = project / "runs" / "t" / "latest"
@@ -315,6 +317,7 @@ def test_show_walks_back_to_the_model_and_shows_rollouts(uninterrupted):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("victim", ["pipeline", "worker"])
 def test_kill_9_then_the_same_command_goes_on_to_the_same_result(project, uninterrupted, victim):
     kill_after_step(project, 5, victim)
@@ -336,6 +339,7 @@ def test_kill_9_then_the_same_command_goes_on_to_the_same_result(project, uninte
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_second_writer_is_refused(project):
     (item, *_) = plan(load_recipe(project / "recipe.yaml"), project / "runs")
     item.artifact.path.mkdir(parents=True)
@@ -346,6 +350,7 @@ def test_a_second_writer_is_refused(project):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("otherwise", "message"),
     [
@@ -383,6 +388,7 @@ def test_a_full_disk_is_named(project, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_damage_after_the_fact_is_named_and_nothing_is_lost(project, uninterrupted):
     shutil.copytree(uninterrupted[0] / "runs", project / "runs", symlinks=True)
     other = stage_directory(project, "other")

@@ -32,6 +32,7 @@ def test_what_ends_in_time_is_left_alone(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_sync_that_hangs_ends_the_run_and_tells_where(toy_model, tmp_path):
     stage = make_stage(tmp_path / "stage", make_config(toy_model, probe=None))
     environment = {**os.environ, SYNC_TIMEOUT: "1", "PYTHONPATH": ".", "RANK": "0"}

@@ -32,6 +32,7 @@ def test_a_stalled_answer_scores_0_and_is_counted(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sixty_four_stalls_in_a_batch_cost_their_limits_and_no_more():
     pool, seconds = Pool("rewards.equality:equal", 0.5, 2), 0.5
     items = [["1", TOWER.format(99999 + i) if i % 8 == 0 else rf"\frac{{{i}}}{{{i + 1}}}"] for i in range(512)]
@@ -64,6 +65,7 @@ def test_a_groups_equal_answers_are_compared_once(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_it_works_in_accelerates_ranks_off_the_main_thread(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
