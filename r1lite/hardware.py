@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1lite import models
+from r1lite.launch import SHARED
 from r1lite.memory import MEMORY_SHARE, PACKED_TOKENS, Setting, Shape
 from r1lite.recipe import Recipe
 from r1lite.stages import grpo
@@ -37,7 +38,7 @@ def setting_of(config: grpo.Config, recipe: Recipe, hardware: str) -> Setting:
         reference=bool(trainer.get("beta")),
         checkpoints=trainer.get("gradient_checkpointing", True),
         sleeps=trainer.get("vllm_enable_sleep_mode", False),
-        shards=launch is not None and load_yaml(Path(launch.accelerate))["distributed_type"] == "FSDP",
+        shards=launch is not None and load_yaml(Path(launch.accelerate))["distributed_type"] == SHARED,
     )
 
 

@@ -1,7 +1,7 @@
 """How much of a GPU a GRPO stage takes, part by part, from its model's shape and a few settings: before a GPU is used.
 
 The sizes of weights and of what an optimizer keeps are exact; activations are counted for the layers of Qwen and Llama,
-compiled and in bfloat16, times what the allocator adds. Held against measured peaks on an H200 (bench/README.md).
+compiled and in bfloat16, times what the allocator adds. Held against measured peaks on an H200 (docs/scale.md).
 """
 
 import math

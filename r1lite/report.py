@@ -39,7 +39,8 @@ def plan_table(planned: list[Planned]) -> Table:
 
 def print_memory(console: Console, recipe: Recipe, hardware: str) -> None:
     """What each GRPO stage takes of a GPU, by part, and whether that fits."""
-    stages = {name: config for name, config in recipe.stages.items() if isinstance(config, grpo.Config)}
+    of_grpo = {name: config for name, config in recipe.stages.items() if isinstance(config, grpo.Config)}
+    stages = {name: config for name, config in of_grpo.items() if not config.stock}
     shapes = {name: shape_of(recipe, config.model) for name, config in stages.items()}
     settings = {name: setting_of(config, recipe, hardware) for name, config in stages.items()}
     found = {name: estimate(shapes[name], settings[name]) for name in stages}
@@ -51,7 +52,10 @@ def print_memory(console: Console, recipe: Recipe, hardware: str) -> None:
         console.print(table)
     for name, setting in settings.items():
         console.print(fit(name, shapes[name], setting), highlight=False)
-    others = [name for name in recipe.stages if name not in stages]
+    padded = [name for name in of_grpo if name not in stages]
+    if padded:
+        console.print(f"not estimated, since packed rows are (`stock: false`): {', '.join(padded)}", highlight=False)
+    others = [name for name in recipe.stages if name not in of_grpo]
     if others:
         console.print(f"not estimated, since only GRPO stages are: {', '.join(others)}", highlight=False)
 

@@ -17,6 +17,9 @@ from torch.distributed.tensor import DTensor
 from r1lite import packed_trainer, rollouts, trainer
 from r1lite.records import read_rows
 from r1lite.sharding import whole
+from r1lite.stages.grpo import Config
+
+SHARDS = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def shard_on_the_cpu() -> None:
@@ -32,11 +35,25 @@ def shard_on_the_cpu() -> None:
     AcceleratorState.__init__ = init
 
 
-def main(model: Path, out: Path, keys: dict) -> None:
+def scripted_stage(model: Path, keys: dict, **changes) -> Config:
+    """A stage's config, once trainers here take scripted rollouts, and share the model where the launcher says so."""
     torch.set_num_threads(1)
-    shards = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if shards:
+    if SHARDS:
         shard_on_the_cpu()
+    rollouts.prove_sync = lambda *_: None
+    trainer.rollout_engine = lambda *_: Scripted(model, "transformers")
+    return make_config(
+        model,
+        rewards=[{"use": "tests/test_packed_trainer.py:first_token"}],
+        max_tokens=MAX_TOKENS,
+        temperature=TEMPERATURE,
+        probe=None,
+        trainer={"max_steps": 3, **keys},
+        **changes,
+    )
+
+
+def main(model: Path, out: Path, keys: dict) -> None:
     tokens = []
     real = packed_trainer.pack
 
@@ -51,7 +68,7 @@ def main(model: Path, out: Path, keys: dict) -> None:
     def run(built, *_):
         built.args.save_strategy = "no"
         built.train()
-        assert all(isinstance(each, DTensor) == shards for each in built.model.parameters())
+        assert all(isinstance(each, DTensor) == SHARDS for each in built.model.parameters())
         weights = {name: whole(each).contiguous() for name, each in built.model.named_parameters()}
         rank = int(os.environ["RANK"])
         (out / f"tokens-{rank}.json").write_text(json.dumps(tokens))
@@ -62,18 +79,9 @@ def main(model: Path, out: Path, keys: dict) -> None:
             save_file(weights, out / "weights")
 
     packed_trainer.pack = pack
-    rollouts.prove_sync = lambda *_: None
-    trainer.rollout_engine = lambda *_: Scripted(model, "transformers")
     trainer.train_from_engine = run
-    config = make_config(
-        model,
-        rewards=[{"use": "tests/test_packed_trainer.py:first_token"}],
-        max_tokens=MAX_TOKENS,
-        temperature=TEMPERATURE,
-        probe=None,
-        tokens_per_micro_batch=130,
-        trainer={"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05, "max_steps": 3, **keys},
-    )
+    sgd = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.05}
+    config = scripted_stage(model, {**sgd, **keys}, tokens_per_micro_batch=130)
     with tempfile.TemporaryDirectory() as path:
         trainer.train_grpo(config, make_stage(Path(path), config))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from test_launch import finish, only, until
-from test_pipeline import REWARD, stage_directory, workers_of
+from test_pipeline import REWARD, r1lite, stage_directory, workers_of
 
 from r1lite.artifacts import RUNNING, STOP, Artifact
 from r1lite.launch import Launch, Machine, command, first_host
@@ -202,8 +202,7 @@ def project(tmp_path, toy_model):
 
 
 def start(project: Path, within: list[str], *options: str) -> "subprocess.Popen[str]":
-    recipe, runs = str(project / "recipe.yaml"), str(project / "runs")
-    full = [*within, sys.executable, "-m", "r1lite.cli", "run", recipe, "--runs", runs, *options]
+    full = [*within, *r1lite(project, "run", str(project / "recipe.yaml"), *options)]
     return subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

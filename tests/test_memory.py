@@ -140,8 +140,8 @@ def test_a_recipe_says_what_its_stages_take():
 
 
 def test_plan_says_whether_it_fits(tmp_path):
-    def said(hardware):
-        words = ["plan", "recipes/tiny/zero.yaml", "--runs", str(tmp_path), "--hardware", hardware]
+    def said(hardware, *more):
+        words = ["plan", "recipes/tiny/zero.yaml", "--runs", str(tmp_path), "--hardware", hardware, *more]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
         return result.output
@@ -150,3 +150,5 @@ def test_plan_says_whether_it_fits(tmp_path):
     assert "not estimated, since only GRPO stages are: report" in said("8xH100")
     assert "zero: does not fit on 1 GPU of 3 GiB; no setting helps" in said("1x3")
     assert "at its peak" in said("1x3")
+    padded = said("1x3", "--set", "stages.zero.stock=true")
+    assert "packed rows are (`stock: false`): zero" in padded and "fit on" not in padded
