@@ -15,11 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from r1lite.fleet import MEMORY_SHARE
 from r1lite.models import end_tokens, load_generation_config, load_tokenizer
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
-from r1lite.vllm_process import SETTINGS
+from r1lite.vllm_process import SETTINGS, WHOLE_GPU
 
 MODEL = "data/tiny_base"
 CARD = """description: as many problems of the chain as are asked for
@@ -37,7 +36,7 @@ def offline(card: str, samples: int, max_tokens: int) -> float:
     prompts = [
         {"prompt_token_ids": encode(tokenizer, render("plain", problem.problem))} for problem in load_problems(card)
     ]
-    llm = LLM(model=MODEL, max_model_len=64 + max_tokens, gpu_memory_utilization=MEMORY_SHARE, **SETTINGS)
+    llm = LLM(model=MODEL, max_model_len=64 + max_tokens, gpu_memory_utilization=WHOLE_GPU, **SETTINGS)
     speed = 0.0
     for n in (1, samples):
         parameters = SamplingParams(

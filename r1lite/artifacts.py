@@ -68,11 +68,10 @@ class Artifact:
     def log(self) -> Path:
         """The log of the attempt that is now starting: logs are never overwritten."""
         folder = self.path / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
         return folder / f"attempt_{len(list(folder.glob('attempt_*.log'))) + 1}.log"
 
     def prepare(self, spec: Spec) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "logs").mkdir(parents=True, exist_ok=True)
         write_json(self.path / "spec.json", asdict(spec))
 
     def manifest(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: `r1lite check | plan | run | eval | compare | score | show`.
+"""The command line: `r1lite check | plan | run | launch | eval | compare | score | show`.
 
 Exit code 0: done, or stopped as it was asked to; 1: the run failed; 2: the request was wrong.
 """
@@ -16,11 +16,12 @@ from rich.console import Console
 from r1lite import observe, report
 from r1lite.artifacts import Artifact, Stopped, read_json
 from r1lite.bands import held_against
+from r1lite.cluster import by_hand, submit
 from r1lite.compare import compare
-from r1lite.pipeline import StageFailed, plan, run
+from r1lite.pipeline import StageFailed, plan, run, would_start
 from r1lite.preflight import prove
 from r1lite.prompts import TEMPLATES
-from r1lite.recipe import build_recipe, load_recipe, refuse_unproven
+from r1lite.recipe import build_recipe, load_launch, load_recipe, refuse_unproven
 from r1lite.scoring import score_file, to_reward
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -74,17 +75,44 @@ def run_recipe(
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
     machine_rank: Annotated[
-        int, typer.Option(help="which of launch.num_machines this is", envvar=["SLURM_NODEID", "GROUP_RANK"], min=0)
+        int, typer.Option(help="which of all machines this is", envvar=["SLURM_NODEID", "GROUP_RANK"], min=0)
     ] = 0,
+    dry: Annotated[bool, typer.Option("--dry", help="print what this machine would start, and start nothing")] = False,
 ) -> None:
     """Run what is not done yet. The same command resumes what was interrupted.
 
     [dim]r1lite run recipes/tiny/zero.yaml --set stages.zero.trainer.max_steps=10[/dim]
     """
     start = time.monotonic()
-    planned = run(load_recipe(recipe, overrides), runs, machine_rank)
+    loaded = load_recipe(recipe, overrides)
+    if dry:
+        for line in would_start(loaded, runs, machine_rank):
+            print(line)
+        return
+    planned = run(loaded, runs, machine_rank)
     if machine_rank == 0:
         report.print_run(console, planned, time.monotonic() - start)
+
+
+@app.command(name="launch")
+def launch_recipe(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    as_commands: Annotated[
+        bool, typer.Option("--print", help="instead: the command for each machine, to be started there by hand")
+    ] = False,
+) -> None:
+    """Have Slurm run a recipe on all machines that it is for, by recipes/slurm/train.sbatch.
+
+    [dim]r1lite launch recipes/r1.yaml --print --set 'launch={num_machines: 2, main_process_ip: 10.0.0.1}'[/dim]
+    """
+    launch = load_launch(recipe, overrides)
+    words = [str(recipe), *(word for override in overrides or [] for word in ("--set", override))]
+    if as_commands:
+        print("\n".join(by_hand(launch, [*words, "--runs", str(runs)])))
+    else:
+        submit(launch, words, runs)
 
 
 @app.command(name="eval")

@@ -93,8 +93,8 @@ class Engine(Protocol):
         """Take over the weights of `model`, which has the shape of the engine's own."""
         ...
 
-    def weight_sums(self) -> tuple[float, float]:
-        """The sums of the weights that it samples from, and of their absolute values, in float64."""
+    def weight_sums(self) -> list[tuple[float, float]]:
+        """Of each copy of the weights that it samples from: their sum and that of their absolute values, in float64."""
         ...
 
     def close(self) -> None:
@@ -136,8 +136,8 @@ class TransformersEngine:
         found: torch.dtype = self.model.dtype
         return found
 
-    def weight_sums(self) -> tuple[float, float]:
-        return weight_sums(self.model.parameters(), self.dtype)
+    def weight_sums(self) -> list[tuple[float, float]]:
+        return [weight_sums(self.model.parameters(), self.dtype)]
 
     def sync(self, model: Any) -> None:
         self.model = model

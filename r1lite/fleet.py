@@ -15,11 +15,10 @@ from typing import Any
 from r1lite.engines import Finished, Request, Sampling, Streaming, TransformersEngine, pick_engine
 from r1lite.models import end_tokens, load_generation_config, load_model
 from r1lite.observe import say
-from r1lite.vllm_process import END, completions_of, listen, next_line, own_gpus, send, start
+from r1lite.vllm_process import END, WHOLE_GPU, completions_of, listen, next_line, own_gpus, send, start
 
 MOST_WAITING = 2048  # finished samples, or
 SECONDS = 15.0  # after which they are handed over
-MEMORY_SHARE = 0.85
 
 
 def open_engine(name: str, path: Path, tokenizer: Any, max_length: int, seed: int) -> Streaming:
@@ -38,7 +37,7 @@ class Fleet:
         self.gpus, self.busy = gpus, False
         say(f"  starting vLLM on GPU {', '.join(gpus)}")
         self.engines = [
-            start(gpu, path, eos_token_ids, max_length, seed, MEMORY_SHARE, logprobs=False)
+            start(gpu, path, eos_token_ids, max_length, seed, WHOLE_GPU, logprobs=False)
             for gpu, seed in zip(gpus, self.seeds, strict=True)
         ]
         self.refuse_dead([place for place, engine in enumerate(self.engines) if next_line(engine) != END])

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from r1lite.ranks import TIMEOUT
 from r1lite.stages.config import Strict
@@ -33,6 +34,27 @@ ALONE = ("select", "grade")  # those that are one process in any case
 SAMPLES = ("eval", "sample")  # and those that have an engine on each GPU without being launched
 
 
+class Servers(Strict):
+    """`launch.rollouts`: vLLM on GPUs of its own, in servers with a copy of the model each.
+
+    They are on `nodes` machines beside those that train, on which the same `r1lite run` is started; where there are no
+    such machines, on the only one that trains, on the GPUs after those that do.
+    """
+
+    nodes: int = Field(0, ge=0, description="machines that have nothing but servers")
+    tensor_parallel: int = Field(1, gt=0, description="GPUs that share one copy of the model")
+    data_parallel: int = Field(1, gt=0, description="copies, that is servers, of each machine")
+
+    @property
+    def gpus(self) -> int:
+        """Of each machine."""
+        return self.tensor_parallel * self.data_parallel
+
+    @property
+    def count(self) -> int:
+        return max(1, self.nodes) * self.data_parallel
+
+
 class Launch(Strict):
     """`launch:` of a recipe. It decides how fast its stages run and never what they make, so it is in no stage's key.
 
@@ -48,11 +70,19 @@ class Launch(Strict):
     main_process_ip: str | None = Field(None, description="where the first machine is reached by the others")
     main_process_port: int | None = Field(None, gt=0, lt=65536)
     timeout: int = Field(1800, gt=0, description="seconds that a process waits for another before it takes it for lost")
+    rollouts: Servers | None = Field(None, description="colocate (or null) has vLLM beside each trainer")
     sync_timeout: float = Field(300.0, gt=0, description="seconds after which a weight sync is taken to hang")
     environment: dict[str, str] = Field({}, description="variables for the processes, such as {NCCL_DEBUG: WARN}")
 
+    @field_validator("rollouts", mode="before")
+    @classmethod
+    def _colocate(cls, value: Any) -> Any:
+        return None if value == "colocate" else value
+
     def faults(self) -> Iterator[str]:
         """What the types cannot say, each as `field: what is wrong and what to do`."""
+        if self.rollouts and not self.rollouts.nodes and (self.num_machines or 1) > 1:
+            yield "rollouts: where several machines train, servers have machines of their own; set rollouts.nodes"
         file = Path(self.accelerate)
         if not file.is_file():
             yield f"accelerate: there is no file {file}; recipes/accelerate/ has those that are shipped"
@@ -79,39 +109,55 @@ class Launch(Strict):
                     )
 
     def processes(self) -> int:
-        """Of each machine."""
-        return self.gpus or max(1, count_gpus())
+        """Of each machine that trains."""
+        beside = self.rollouts.gpus if self.rollouts and not self.rollouts.nodes else 0
+        return self.gpus or max(1, len(gpu_names()) - beside)
 
     def machine(self, rank: int) -> "Machine":
         """This machine among all, of which it has the given rank. Raises ValueError where that cannot be."""
         told = os.environ
-        count = self.num_machines or int(told.get("SLURM_STEP_NUM_NODES") or told.get("GROUP_WORLD_SIZE") or 1)
-        if rank >= count:
+        nodes = self.rollouts.nodes if self.rollouts else 0
+        all_of_them = int(told.get("SLURM_STEP_NUM_NODES") or told.get("GROUP_WORLD_SIZE") or 1 + nodes)
+        count = self.num_machines or all_of_them - nodes
+        if count < 1:
+            raise ValueError(f"launch.rollouts.nodes: {nodes} of {all_of_them} machines leave none that trains")
+        if rank >= count + nodes:
             raise ValueError(
-                f"this is machine {rank}, the first being 0, and launch.num_machines is {count}; set it to as many as "
-                "there are, or start `r1lite run` on the first one alone"
+                f"this is machine {rank}, the first being 0, and launch.num_machines is {count}"
+                + (f", besides the {nodes} of launch.rollouts" if nodes else "")
+                + "; set it to as many as there are, or start `r1lite run` on the first one alone"
             )
         address = self.main_process_ip or told.get("MASTER_ADDR") or first_host(told.get("SLURM_STEP_NODELIST", ""))
-        if count > 1 and not address:
+        if count + nodes > 1 and not address:
             raise ValueError(
                 "launch.main_process_ip: say where the others reach the first machine, as in "
                 "--set launch.main_process_ip=10.0.0.1; neither Slurm nor torchrun has told it"
             )
-        return Machine(rank, count, address, self.main_process_port or int(told.get("MASTER_PORT", "29500")))
+        port = self.main_process_port or int(told.get("MASTER_PORT", "29500"))
+        return Machine(rank, count, address, port, nodes)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One of `count`; the first, with rank 0, is reached by the others at an address and port."""
+    """One of `count` that train and `rollout_nodes` that serve them; the first is reached at an address and port."""
 
     rank: int = 0
     count: int = 1
     address: str = ""
     port: int = 0  # one that is free
+    rollout_nodes: int = 0
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.count + self.rollout_nodes == 1
+
+    @property
+    def serves(self) -> bool:
+        return self.rank >= self.count
 
 
 def first_host(nodes: str) -> str:
@@ -119,15 +165,15 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes).partition(",")[0]
 
 
-def count_gpus() -> int:
-    """NVIDIA GPUs that a process started here would see, without importing torch."""
+def gpu_names() -> list[str]:
+    """Of NVIDIA's GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; without torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return len([name for name in named.split(",") if name])
+        return [name for name in named.split(",") if name]
     if not shutil.which("nvidia-smi"):
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    return [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
 def is_launched(launch: Launch | None, kind: str) -> bool:
@@ -152,20 +198,26 @@ def command(launch: Launch | None, kind: str, stage: Path, machine: Machine) -> 
 
 
 def environment(launch: Launch | None, kind: str, rank_logs: Path) -> dict[str, str]:
-    """What every worker gets: the repository on its path, wherever it runs, and where it is alone one GPU to train on.
+    """What every worker gets: the repository on its path, wherever it runs, and no more GPUs than there are processes.
 
-    Without a launcher transformers would wrap the model in DataParallel on several GPUs, which TRL refuses.
+    transformers would wrap the model of one process in DataParallel on several GPUs, which TRL refuses.
     """
-    package = str(Path(__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    found = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
+    found = {"PYTHONPATH": package_path(), "TOKENIZERS_PARALLELISM": "false"}
     if launch is not None and is_launched(launch, kind):
+        if kind in TRAINS and launch.processes() < len(gpu_names()):
+            found["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_names()[: launch.processes()])
         own = {RANK_LOGS: str(rank_logs), SYNC_TIMEOUT: str(launch.sync_timeout), TIMEOUT: str(launch.timeout)}
         # torchrun would end all at once upon a SIGTERM that reaches it.
         return {**found, **own, "PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT", **launch.environment}
     if kind not in SAMPLES:
         found["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return found
+
+
+def package_path() -> str:
+    """PYTHONPATH with the repository in it."""
+    package = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def how_ended(code: int) -> str:

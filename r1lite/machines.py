@@ -15,6 +15,7 @@ from r1lite.artifacts import RUNNING, STOP, Artifact, read_json
 from r1lite.launch import Machine
 from r1lite.observe import say
 from r1lite.records import write_json
+from r1lite.serving import who_ended
 
 SECONDS = 1.0  # between two looks at the file
 
@@ -27,16 +28,16 @@ def withdraw(artifact: Artifact) -> None:
     (artifact.path / RUNNING).unlink(missing_ok=True)
 
 
-def await_start(artifact: Artifact, machine: Machine, processes: int) -> str | None:
+def await_start(artifact: Artifact, machine: Machine, processes: int | None) -> str | None:
     """Wait until the first machine is at work on a stage, and return the name of its attempt; None where it is done.
 
-    Raises ValueError where the machines have unlike numbers of processes, with which training would never begin.
+    Raises ValueError where machines that train have unlike numbers of processes, with which they would never begin.
     """
     waited = False
     while not artifact.done:
         if (artifact.path / RUNNING).exists():
             begun = read_json(artifact.path / RUNNING)
-            if begun["processes"] != processes:
+            if processes and begun["processes"] != processes:
                 withdraw(artifact)
                 raise ValueError(
                     f"machine {machine.rank} would start {processes} processes where the first one starts "
@@ -44,7 +45,7 @@ def await_start(artifact: Artifact, machine: Machine, processes: int) -> str | N
                 )
             return str(begun["attempt"])
         if not waited:
-            say(f"  machine {machine.rank} of {machine.count} waits for the first")
+            say(f"  machine {machine.rank} of {machine.count + machine.rollout_nodes} waits for the first")
             waited = True
         time.sleep(SECONDS)
     return None
@@ -73,3 +74,12 @@ def ending_with_the_others(artifact: Artifact, worker: "Popen[str]", by_itself: 
     finally:
         over.set()
         watcher.join()
+
+
+def await_end(artifact: Artifact, servers: list["Popen[str]"]) -> str:
+    """Wait until the first machine has ended a stage, or one of this machine's servers has, which is told in words."""
+    while (artifact.path / RUNNING).exists():
+        if ended := who_ended(servers):
+            return ended
+        time.sleep(SECONDS)
+    return ""

@@ -2,15 +2,17 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from r1lite import machines, models
+from r1lite import machines, models, serving
 from r1lite import problems as problem_cards
 from r1lite.artifacts import SCHEMA, STOP, Artifact, Spec, Stopped, earlier, link_latest
 from r1lite.launch import (
@@ -32,6 +34,11 @@ from r1lite.prompts import TEMPLATES
 from r1lite.recipe import Recipe, prove_rewards
 from r1lite.records import digest
 from r1lite.stages.config import StageConfig, references
+
+ELSEWHERE = (
+    "stage {} has ended on another machine, which says why. The same command on all of them goes on from its last "
+    "checkpoint"
+)
 
 
 class StageFailed(Exception):
@@ -152,12 +159,30 @@ def run(recipe: Recipe, runs: Path, machine_rank: int = 0) -> list[Planned]:
         elif machine.is_main:
             say(f"{planned.spec.stage}: {planned.spec.kind}, because {planned.why} ({planned.artifact.path})")
             run_stage(planned, recipe.launch, machine)
+        elif recipe.launch and machine.serves and is_launched(recipe.launch, planned.spec.kind):
+            serve_stage(planned, recipe.launch, machine)
         elif recipe.launch and is_launched(recipe.launch, planned.spec.kind):
             say(f"{planned.spec.stage}: {planned.spec.kind} ({planned.artifact.path})")
             follow_stage(planned, recipe.launch, machine)
         if machine.is_main:
             link_latest(runs, planned.spec.recipe, planned.spec.stage, planned.artifact)
     return stages
+
+
+def would_start(recipe: Recipe, runs: Path, machine_rank: int) -> Iterator[str]:
+    """The commands of each stage that is not done, as this machine would start them, in the words of a shell."""
+    launch = recipe.launch
+    machine = launch.machine(machine_rank) if launch else Machine()
+    for planned in plan(recipe, runs):
+        artifact, kind = planned.artifact, planned.spec.kind
+        starts = machine.is_main or (is_launched(launch, kind) and not machine.serves)
+        if planned.state == "done":
+            continue
+        if launch and serves(planned, launch, machine):
+            for gpus, words in serving.commands(launch, machine, artifact.log.with_suffix("")):
+                yield f"{planned.spec.stage}: CUDA_VISIBLE_DEVICES={gpus} {shlex.join(words)}"
+        if starts:
+            yield f"{planned.spec.stage}: {shlex.join(command(launch, kind, artifact.path, machine))}"
 
 
 def download_models(recipe: Recipe) -> None:
@@ -179,12 +204,16 @@ def run_stage(planned: Planned, launch: Launch | None, machine: Machine) -> None
     rank_logs = log.with_suffix("")
     if launch and is_launched(launch, planned.spec.kind):
         rank_logs.mkdir()
-        if machine.count > 1:
+        if serving.is_served(launch, planned.spec):
+            serving.write_token(rank_logs)
+        if not machine.is_alone:
             machines.announce(artifact, rank_logs.name, launch.processes())
     try:
-        work(planned, launch, machine, log, rank_logs)
+        with servers_of(planned, launch, machine, rank_logs) as servers:
+            work(planned, launch, machine, log, rank_logs, servers)
     finally:
         machines.withdraw(artifact)
+        (rank_logs / serving.TOKEN).unlink(missing_ok=True)
 
 
 def follow_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
@@ -195,13 +224,58 @@ def follow_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
         return
     rank_logs = artifact.path / "logs" / attempt
     try:
-        work(planned, launch, machine, rank_logs / f"machine_{machine.rank}.log", rank_logs)
+        work(planned, launch, machine, rank_logs / f"machine_{machine.rank}.log", rank_logs, [])
     except (StageFailed, Stopped):
         machines.withdraw(artifact)
         raise
 
 
-def work(planned: Planned, launch: Launch | None, machine: Machine, log: Path, rank_logs: Path) -> None:
+def serve_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
+    """On a machine that has nothing but servers of rollouts, which not every stage needs, as long as the first is at
+    work on a stage. Raises StageFailed or Stopped."""
+    artifact, name = planned.artifact, planned.spec.stage
+    attempt = machines.await_start(artifact, machine, None)
+    if attempt is None:
+        return
+    withdraw = partial(machines.withdraw, artifact)
+    with (
+        servers_of(planned, launch, machine, artifact.path / "logs" / attempt) as servers,
+        stopping(artifact, planned.spec.kind, withdraw) as asked,
+    ):
+        if servers:
+            say(f"{name}: {len(servers)} servers of rollouts ({artifact.path})")
+        died = machines.await_end(artifact, servers)
+    if artifact.done:
+        return
+    if died:
+        withdraw()
+        raise StageFailed(f"stage {name}: {died}")
+    if asked or (artifact.path / STOP).exists():
+        raise Stopped(f"stage {name} was asked to stop, and the same command goes on with it")
+    raise StageFailed(ELSEWHERE.format(name))
+
+
+def servers_of(
+    planned: Planned, launch: Launch | None, machine: Machine, folder: Path
+) -> AbstractContextManager[list["subprocess.Popen[str]"]]:
+    """This machine's, where the stage has any."""
+    if launch and serves(planned, launch, machine):
+        return serving.serving(launch, machine, folder)
+    return nullcontext([])
+
+
+def serves(planned: Planned, launch: Launch, machine: Machine) -> bool:
+    return serving.is_served(launch, planned.spec) and (machine.serves or not machine.rollout_nodes)
+
+
+def work(
+    planned: Planned,
+    launch: Launch | None,
+    machine: Machine,
+    log: Path,
+    rank_logs: Path,
+    servers: list["subprocess.Popen[str]"],
+) -> None:
     """Start this machine's processes of a stage, and see them through. Raises StageFailed or Stopped."""
     artifact, kind, name = planned.artifact, planned.spec.kind, planned.spec.stage
     launched = is_launched(launch, kind)
@@ -212,18 +286,23 @@ def work(planned: Planned, launch: Launch | None, machine: Machine, log: Path, r
             stderr=file,
             stdin=subprocess.DEVNULL,
             env={**{key: value for key, value in os.environ.items() if not TOLD.fullmatch(key)},
-                 **environment(launch, kind, rank_logs)},
+                 **environment(launch, kind, rank_logs),
+                 **(serving.environment(launch) if launch and serving.is_served(launch, planned.spec) else {})},
             preexec_fn=deaf if launched else end_with_parent,
             text=True,
         )  # fmt: skip
         assert worker.stdout is not None
         others = (
             machines.ending_with_the_others(artifact, worker, by_itself=kind in TRAINS)
-            if launched and machine.count > 1
+            if launched and not machine.is_alone
             else nullcontext()
         )
         try:
-            with stopping(artifact, kind, worker) as asked, others as withdrawn:
+            with (
+                stopping(artifact, kind, worker.kill) as asked,
+                others as withdrawn,
+                serving.ending_with_servers(servers, worker) as died,
+            ):
                 for line in worker.stdout:
                     say(line.rstrip("\n"))
                     file.write(line)
@@ -240,10 +319,9 @@ def work(planned: Planned, launch: Launch | None, machine: Machine, log: Path, r
     if code == 0 and not machine.is_main:  # the first one has yet to say that it is done
         return
     if elsewhere:
-        raise StageFailed(
-            f"stage {name} has ended on another machine, which says why. The same command on all of them goes on from "
-            "its last checkpoint"
-        )
+        raise StageFailed(ELSEWHERE.format(name))
+    if died.is_set():
+        raise StageFailed(f"stage {name}: {serving.who_ended(servers)}")
     words = last_words(log, rank_logs) if launched else ""
     raise StageFailed(
         f"stage {name} {how_ended(code)}; its log is {log}. The same command goes on from its last checkpoint"
@@ -260,7 +338,7 @@ def deaf() -> None:
 
 
 @contextmanager
-def stopping(artifact: Artifact, kind: str, worker: "subprocess.Popen[str]") -> Iterator[list[int]]:
+def stopping(artifact: Artifact, kind: str, end: Callable[[], None]) -> Iterator[list[int]]:
     """Pass on the wish to end: what trains ends after its next step, with a checkpoint, and all else at once, since it
     keeps what it has anyway. Yields the signals that have come."""
     came: list[int] = []
@@ -269,7 +347,7 @@ def stopping(artifact: Artifact, kind: str, worker: "subprocess.Popen[str]") -> 
         came.append(number)
         (artifact.path / STOP).touch()
         if kind not in TRAINS:
-            worker.kill()
+            end()
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:

@@ -68,13 +68,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None, later: tuple[Pat
     """
     if path in later:
         raise ValueError(f"{path} comes after itself, by way of {', '.join(map(str, later))}; take out one `after`")
-    if not path.is_file():
-        raise ValueError(f"there is no recipe {path} (looked in {Path.cwd()}); recipes/ has those that are shipped")
-    data = unshared(load_yaml(path))
-    if not isinstance(data, dict):
-        raise RecipeError(
-            str(path), [f"a recipe is a mapping with the keys {', '.join(FIELDS)}; got {type(data).__name__}"]
-        )
+    data = read_recipe(path)
     own: list[str] = []
     of_others: list[str] = []
     for override in overrides or []:
@@ -87,6 +81,29 @@ def load_recipe(path: Path, overrides: list[str] | None = None, later: tuple[Pat
     if after is not None and not isinstance(after, str):
         raise RecipeError(str(path), [f"after: must be the path of a recipe; got {after!r}"])
     return build_recipe(data, str(path), load_recipe(Path(after), of_others, (*later, path)) if after else None)
+
+
+def load_launch(path: Path, overrides: list[str] | None = None) -> Launch | None:
+    """A recipe's `launch:` alone, for which its models and problems need not be here. Raises as load_recipe does."""
+    data = read_recipe(path)
+    for override in overrides or []:
+        if override.startswith(("launch=", "launch.")):
+            apply_override(data, override)
+    launch, faults = build_launch(data.get("launch"))
+    if faults:
+        raise RecipeError(str(path), faults)
+    return launch
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path} (looked in {Path.cwd()}); recipes/ has those that are shipped")
+    data = unshared(load_yaml(path))
+    if not isinstance(data, dict):
+        raise RecipeError(
+            str(path), [f"a recipe is a mapping with the keys {', '.join(FIELDS)}; got {type(data).__name__}"]
+        )
+    return data
 
 
 def unshared(value: Any) -> Any:

@@ -3,6 +3,7 @@
 The order of the prompts follows from the seed alone, every rollout is kept as rows, and each phase of a step is timed.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,13 @@ from r1lite.models import end_tokens
 from r1lite.prompts import encode, render
 from r1lite.records import Problem, Rollout, read_rows, seed_from, write_parquet
 from r1lite.rubric import grade, load_reward
+from r1lite.serving import SERVERS
 from r1lite.sharding import shards
 from r1lite.stages.config import Reward
 from r1lite.sync_proof import prove_sync
 from r1lite.training import StageCallback, precision
 from r1lite.vllm_engine import VLLMEngine
+from r1lite.vllm_servers import VLLMServers
 from r1lite.watchdog import watched
 
 if TYPE_CHECKING:
@@ -154,8 +157,11 @@ class EngineRollouts:
 def rollout_engine(
     config: Any, arguments: TrainingArguments, path: Path, model: Any, tokenizer: Any, longest_prompt: int
 ) -> Engine:
-    """vLLM beside the model, or the model itself."""
+    """vLLM on GPUs of its own, vLLM beside the model, or the model itself."""
     eos_token_ids = end_tokens(model.generation_config, tokenizer)
+    longest = longest_prompt + config.max_tokens
+    if SERVERS in os.environ:
+        return VLLMServers(path, eos_token_ids, longest, config.seed, precision(arguments))
     if pick_engine(config.engine) == "transformers":
         if shards():
             raise ValueError(
@@ -166,7 +172,7 @@ def rollout_engine(
     return VLLMEngine(
         path,
         eos_token_ids,
-        longest_prompt + config.max_tokens,
+        longest,
         config.seed,
         precision(arguments),
         config.trainer.get("vllm_gpu_memory_utilization", MEMORY_SHARE),

@@ -68,6 +68,14 @@ def fill(
     yield layout
 
 
+def end_of(layout: list[Place]) -> int:
+    """How many bytes of the buffer are used."""
+    _, kind, shape, first = layout[-1]
+    dtype: torch.dtype = getattr(torch, kind)
+    size: int = prod(shape) * dtype.itemsize
+    return first + size
+
+
 def views(buffer: torch.Tensor, layout: list[Place]) -> list[tuple[str, torch.Tensor]]:
     """The weights that lie in the buffer, without a copy."""
     found = []

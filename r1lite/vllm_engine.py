@@ -1,21 +1,17 @@
 """vLLM for rollouts: an engine in a process of its own on the trainer's GPU, which follows a model by its weights."""
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 import torch
 
-from r1lite.engines import Completion, Finished, Sampling
+from r1lite.engines import Finished, Sampling
 from r1lite.observe import say
 from r1lite.sharding import whole
 from r1lite.shared_buffer import BYTES, Buffer, fill, make_buffer
-from r1lite.vllm_process import END, completions_of, listen, next_line, send, start, visible_gpus
+from r1lite.vllm_process import generate, send, start, visible_gpus, wait
 
 
 class VLLMEngine:
@@ -53,34 +49,11 @@ class VLLMEngine:
             dtype=dtype,
             enable_sleep_mode=sleeps,
         )
-        self.wait()
+        wait(self.process)
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling) -> Iterator[list[Finished]]:
         self.wake()
-        requests = [(index, prompt, n) for index, prompt in enumerate(prompts)]
-        send(self.process, {"do": "generate", "requests": requests, "sampling": asdict(sampling)})
-        lines: Queue[str] = Queue()
-        listen(self.process, lines.put)
-        groups: dict[int, list[Completion]] = defaultdict(list)
-        last = None
-        try:
-            while last not in ("", END):
-                arrived = [lines.get()]
-                while not lines.empty():  # while the last ones were graded
-                    arrived.append(lines.get())
-                last = arrived[-1]
-                finished = []
-                samples = [sample for line in arrived if line not in ("", END) for sample in completions_of(line)]
-                for index, completion in samples:
-                    groups[index].append(completion)
-                    if len(groups[index]) == n:
-                        finished.append(Finished(index, groups.pop(index), sampling.seed))
-                if finished:
-                    yield finished
-        finally:
-            if last not in ("", END):  # whoever asked has failed, and does not want the rest
-                self.process.kill()
-        self.refuse_dead(last)
+        yield from generate([self.process], prompts, n, sampling)
         if self.sleeps:
             self.ask("sleep")
             self.asleep = True
@@ -97,10 +70,10 @@ class VLLMEngine:
                 torch.cuda.synchronize()
             self.ask("load", layout=layout)
 
-    def weight_sums(self) -> tuple[float, float]:
+    def weight_sums(self) -> list[tuple[float, float]]:
         self.wake()
         plain, absolute = self.ask("sum")
-        return plain, absolute
+        return [(plain, absolute)]
 
     def wake(self) -> None:
         if self.asleep:
@@ -109,22 +82,7 @@ class VLLMEngine:
 
     def ask(self, what: str, **more: Any) -> Any:
         send(self.process, {"do": what, **more})
-        return self.wait()
-
-    def wait(self) -> Any:
-        """Until it is ready for the next order; returns what it has to say of this one."""
-        said = None
-        while (line := next_line(self.process)) not in ("", END):
-            said = json.loads(line)
-        self.refuse_dead(line)
-        return said
-
-    def refuse_dead(self, line: str) -> None:
-        if line == "":
-            raise RuntimeError(
-                f"vLLM has died (exit code {self.process.wait()}); the log has its last words. Run the same command "
-                "again: it goes on from the newest checkpoint"
-            )
+        return wait(self.process)
 
     def close(self) -> None:
         with suppress(BrokenPipeError), self.process:  # no more orders, and it ends

@@ -42,8 +42,10 @@ class LogprobRecorder:
         sampler.add_request, sampler.sample = add_and_map, sample_and_record
 
     def make_room(self, rows: int) -> None:
-        if rows > len(self.values_RL):
-            self.values_RL = self.values_RL.new_zeros(rows, self.values_RL.shape[1])
+        """For so many in all; those that are there stay as they are."""
+        more = self.values_RL.new_zeros(max(0, rows - len(self.values_RL)), self.values_RL.shape[1])
+        self.values_RL = torch.cat([self.values_RL, more])
+        self.stream.wait_stream(torch.cuda.current_stream(self.values_RL.device))  # before it is read
 
     def read(self, rows: list[int], prompts: list[int], completions: list[int]) -> list[list[float]]:
         """Of the completions in these rows, with so many tokens of prompt and of completion.

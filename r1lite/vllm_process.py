@@ -1,37 +1,62 @@
-"""vLLM in a process of its own (`python -m r1lite.vllm_process`), and how others talk with it: in lines of JSON.
+"""How others talk with vLLM, which is in a process of its own (vllm_loop.py): in lines of JSON.
 
-No port is opened and nothing is unpickled. vLLM's core runs in the same process as the loop that feeds it, which is
-faster than the two processes that vLLM would make of it (bench/README.md), and torch.distributed of whoever trains
-beside it knows nothing of it.
+Where the process is one's own the lines go through pipes: no port is opened, and torch.distributed of whoever trains
+beside it knows nothing of it. rollout_server.py has one on other GPUs. Nothing is ever unpickled.
 """
 
 import base64
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from queue import Queue
 from threading import Thread
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from r1lite.engines import Completion, Sampling
-from r1lite.launch import SIGNALS
-from r1lite.pool import end_with_parent
+from r1lite.engines import Completion, Finished, Sampling
 
-PROGRAM = [sys.executable, "-m", "r1lite.vllm_process"]
+PROGRAM = [sys.executable, "-m", "r1lite.vllm_loop"]
 # What a launcher tells a process about those beside it, which vLLM would take for its own ranks.
 LAUNCHED = (
     *("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_"),
     *("TORCHELASTIC_", "TORCH_NCCL_", "ACCELERATE_", "FSDP_"),
 )
 END = "ready\n"  # it waits for an order
-RUNNER = "VLLM_USE_V2_MODEL_RUNNER"  # as vLLM calls it
-SECONDS = 0.1  # after which log-probs of what has ended are fetched from the GPU; in each step it would be slower
-SETTINGS: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 1024, "logprobs_mode": "processed_logprobs"}
+NOTHING = "[]\n"  # it goes on, and nothing has ended
+WHOLE_GPU = 0.85  # of its memory, that vLLM gets where nothing is beside it
+SETTINGS: dict[str, Any] = {
+    "skip_tokenizer_init": True,
+    "max_num_seqs": 1024,
+    "logprobs_mode": "processed_logprobs",
+    "worker_extension_cls": "r1lite.vllm_worker.RolloutWorker",
+}
+
+
+class Link(Protocol):
+    """What one talks with vLLM through."""
+
+    @property
+    def stdin(self) -> IO[str] | None: ...
+
+    @property
+    def stdout(self) -> IO[str] | None: ...
+
+    def kill(self) -> None: ...
+
+    def how_it_ended(self) -> str: ...
+
+
+class Process(subprocess.Popen[str]):
+    """vLLM in a process of one's own."""
+
+    def how_it_ended(self) -> str:
+        return f"vLLM has died (exit code {self.wait()}); the log has its last words"
 
 
 def start(
@@ -43,11 +68,22 @@ def start(
     memory_share: float,
     logprobs: bool,
     **more: Any,
-) -> "subprocess.Popen[str]":
+) -> Process:
     """Start vLLM's LLM on a GPU, named as CUDA_VISIBLE_DEVICES names it; `more` goes to it. END tells that it is up.
 
     With `logprobs` its completions have those of the distribution sampled from.
     """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
+    environment |= {"CUDA_VISIBLE_DEVICES": gpu, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    engine = Process(PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+    send(engine, first_order(path, eos_token_ids, max_length, seed, memory_share, logprobs, **more))
+    return engine
+
+
+def first_order(
+    path: Path, eos_token_ids: list[int], max_length: int, seed: int, memory_share: float, logprobs: bool, **more: Any
+) -> dict[str, Any]:
+    """What makes vLLM start."""
     settings = {
         "model": str(path),
         "max_model_len": max_length,
@@ -55,11 +91,7 @@ def start(
         "gpu_memory_utilization": memory_share,
         **more,
     }
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHED)}
-    environment |= {"CUDA_VISIBLE_DEVICES": gpu, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    engine = subprocess.Popen(PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
-    send(engine, {"eos": eos_token_ids, "logprobs": logprobs, "settings": settings})
-    return engine
+    return {"eos": eos_token_ids, "logprobs": logprobs, "settings": settings}
 
 
 def visible_gpus() -> list[str]:
@@ -76,23 +108,74 @@ def own_gpus() -> list[str]:
     return visible_gpus() if each == 1 else [visible_gpus()[int(os.environ["LOCAL_RANK"])]]
 
 
-def send(engine: "subprocess.Popen[str]", order: dict[str, Any]) -> None:
+def send(engine: Link, order: dict[str, Any]) -> None:
     assert engine.stdin is not None
-    try:
+    with suppress(OSError):  # it has died, which the end of its output tells
         engine.stdin.write(json.dumps(order) + "\n")
         engine.stdin.flush()
-    except BrokenPipeError:  # it has died, which the end of its output tells
-        pass
 
 
-def next_line(engine: "subprocess.Popen[str]") -> str:
+def next_line(engine: Link) -> str:
     """The next line of its answer; END after the last one, "" where it has died, be it within a line."""
     assert engine.stdout is not None
-    line = engine.stdout.readline()
+    try:
+        line = engine.stdout.readline()
+    except OSError:  # a connection that is lost, or has been silent for too long
+        return ""
     return line if line.endswith("\n") else ""
 
 
-def listen(engine: "subprocess.Popen[str]", hear: Callable[[str], None]) -> None:
+def wait(engine: Link) -> Any:
+    """Until it is ready for the next order; returns what it has to say of this one."""
+    said = None
+    while (line := next_line(engine)) not in ("", END):
+        said = json.loads(line)
+    refuse_dead(engine, line)
+    return said
+
+
+def refuse_dead(engine: Link, line: str) -> None:
+    if line == "":
+        raise RuntimeError(
+            f"{engine.how_it_ended()}. Run the same command again: it goes on from the newest checkpoint"
+        )
+
+
+def generate(engines: Sequence[Link], prompts: list[list[int]], n: int, sampling: Sampling) -> Iterator[list[Finished]]:
+    """A group of `n` completions for each prompt, by engines that share the prompts: those that are whole, while the
+    rest goes on. Raises RuntimeError where one has died, after what was finished until then."""
+    lines: Queue[tuple[int, str]] = Queue()
+    requests = [(index, prompt, n) for index, prompt in enumerate(prompts)]
+    for place, engine in enumerate(engines):
+        mine = requests[place :: len(engines)]
+        send(engine, {"do": "generate", "requests": mine, "sampling": asdict(sampling)})
+        listen(engine, lambda line, place=place: lines.put((place, line)))  # type: ignore[misc]
+    groups: dict[int, list[Completion]] = defaultdict(list)
+    working = set(range(len(engines)))
+    try:
+        while working:
+            arrived = [lines.get()]
+            while not lines.empty():  # while the last ones were graded
+                arrived.append(lines.get())
+            finished = []
+            for index, completion in (
+                sample for _, line in arrived if line not in ("", END) for sample in completions_of(line)
+            ):
+                groups[index].append(completion)
+                if len(groups[index]) == n:
+                    finished.append(Finished(index, groups.pop(index), sampling.seed))
+            if finished:
+                yield finished
+            for place, line in arrived:
+                if line in ("", END):
+                    working.discard(place)
+                    refuse_dead(engines[place], line)
+    finally:
+        for place in working:  # whoever asked has failed, and does not want the rest
+            engines[place].kill()
+
+
+def listen(engine: Link, hear: Callable[[str], None]) -> None:
     """Hand on the lines of an answer as they come, up to END or "", so that vLLM never waits for whoever uses them."""
 
     def read() -> None:
@@ -118,134 +201,3 @@ def packed(kind: str, values: Sequence[float]) -> str:
 
 def unpacked(kind: str, text: str) -> list[Any]:
     return array(kind, base64.b64decode(text)).tolist()
-
-
-def serve(orders: IO[str], results: IO[str]) -> None:
-    """One engine: settings come in, then orders; END says that it is ready, and that an order is done.
-
-    It can `generate`. For a trainer it also can `open` a shared buffer, `load` the weights in it, `sum` those that it
-    has, `sleep` and `wake`.
-    """
-    import torch
-    from vllm import LLM
-
-    from r1lite.engines import weight_sums
-    from r1lite.shared_buffer import open_buffer, views
-
-    given = json.loads(orders.readline())
-    llm = with_newer_runner(LLM, given) if given["logprobs"] else LLM(**given["settings"], **SETTINGS)
-    recorder = buffer = None
-    if given["logprobs"] and llm.llm_engine.vllm_config.use_v2_model_runner:
-        from r1lite.vllm_logprobs import LogprobRecorder
-
-        recorder = LogprobRecorder(runner_of(llm), given["settings"]["max_model_len"])
-    print(END, end="", file=results, flush=True)
-    for line in orders:
-        order = json.loads(line)
-        match order.pop("do"):
-            case "generate":
-                for samples in generate(llm, given["eos"], given["logprobs"], recorder, **order):
-                    print(json.dumps(samples), file=results, flush=True)
-            case "open":
-                buffer = open_buffer(**order)
-            case "load":
-                assert buffer is not None
-                runner_of(llm).model.load_weights(views(buffer, order["layout"]))
-                if buffer.is_cuda:  # its owner writes over it next
-                    torch.cuda.synchronize()
-                llm.reset_prefix_cache()
-            case "sum":
-                dtype = getattr(torch, given["settings"]["dtype"])
-                print(json.dumps(weight_sums(runner_of(llm).model.parameters(), dtype)), file=results)
-            case "sleep":
-                llm.sleep()
-            case "wake":
-                llm.wake_up()
-        print(END, end="", file=results, flush=True)
-
-
-def generate(
-    llm: Any,
-    eos_token_ids: list[int],
-    logprobs: bool,
-    recorder: Any,
-    requests: list[tuple[int, list[int], int]],
-    sampling: dict[str, Any],
-) -> Iterator[list[tuple[int, str, str, bool]]]:
-    """What has ended, now and then, for `requests` of an index, a prompt and a number of samples."""
-    from vllm import SamplingParams
-
-    how = Sampling(**sampling)
-    wanted = [(index, prompt) for index, prompt, n in requests for _ in range(n)]
-    settings = {
-        "max_tokens": how.max_tokens,
-        "temperature": how.temperature,
-        "top_p": how.top_p,
-        "top_k": how.top_k,
-        "stop_token_ids": eos_token_ids,
-        "logprobs": 0 if logprobs and recorder is None else None,
-        "detokenize": False,
-    }
-    if logprobs:
-        parameters = [SamplingParams(**settings, extra_args={"row": row}) for row in range(len(wanted))]
-    else:  # an evaluation may ask for a million samples at once
-        parameters = [SamplingParams(**settings)] * len(wanted)
-    if recorder:
-        recorder.make_room(len(wanted))
-    names = llm.enqueue([{"prompt_token_ids": prompt} for _, prompt in wanted], parameters, use_tqdm=False)
-    running = {name.split("-")[0]: row for row, name in enumerate(names)}
-    ended: list[Any] = []
-    last = time.monotonic()
-    while running:
-        ended += [output for output in llm.llm_engine.step() if output.finished]
-        if not ended or (recorder and len(ended) < len(running) and time.monotonic() - last < SECONDS):
-            continue
-        rows = [running.pop(output.request_id) for output in ended]
-        found = [output.outputs[0] for output in ended]
-        if recorder:
-            values = recorder.read(rows, [len(wanted[row][1]) for row in rows], [len(out.token_ids) for out in found])
-        elif logprobs:
-            values = [[at[token].logprob for token, at in zip(o.token_ids, o.logprobs, strict=True)] for o in found]
-        else:
-            values = [[]] * len(found)
-        yield [
-            (wanted[row][0], packed("i", out.token_ids), packed("f", mine), out.finish_reason == "length")
-            for row, out, mine in zip(rows, found, values, strict=True)
-        ]
-        ended, last = [], time.monotonic()
-
-
-def with_newer_runner(make: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """vLLM with its model runner V2, which the recorder needs, where that can run the model.
-
-    By itself vLLM takes it for some architectures only. Whether it computes one rightly, the proof after each weight
-    sync tells.
-    """
-    os.environ.setdefault(RUNNER, "1")
-    try:
-        return make(**given["settings"], **SETTINGS)
-    except ValueError as error:
-        if "Model Runner V2" not in str(error):
-            raise
-        os.environ[RUNNER] = "0"
-        return make(**given["settings"], **SETTINGS)
-
-
-def runner_of(llm: Any) -> Any:
-    """vLLM's model runner, which is in this process."""
-    return llm.collective_rpc(lambda worker: worker.model_runner)[0]
-
-
-def main() -> None:
-    end_with_parent()
-    for number in SIGNALS:  # whoever uses it ends upon them in good order, and needs it until then
-        signal.signal(number, lambda *_: None)  # not SIG_IGN, which processes of vLLM's own would inherit
-    results = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
-    serve(sys.stdin, results)
-
-
-if __name__ == "__mp_main__":  # a process of vLLM's: it would outlive an engine killed by force, and hold its GPU
-    end_with_parent()
-if __name__ == "__main__":
-    main()

@@ -17,10 +17,12 @@ ORDER = [
     {"problems"},
     {"stages.config"},
     {"launch"},
+    {"serving", "cluster"},
     {"machines", "memory"},
-    {"engines", "bands", "shared_buffer", "vllm_logprobs"},
-    {"vllm_process"},
-    {"fleet", "vllm_engine"},
+    {"engines", "bands", "shared_buffer", "vllm_logprobs", "weight_group"},
+    {"vllm_process", "vllm_worker"},
+    {"fleet", "vllm_engine", "vllm_servers", "vllm_loop"},
+    {"rollout_server"},
     {"rubric"},
     {"filters", "judging", "protocol"},
     {"endpoint"},
@@ -47,7 +49,7 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "accelerate", "matp
 # What only a training stage imports, inside its `run`.
 TRAINERS = {
     "distillation", "finetune", "packed_trainer", "packing", "preference", "rollout_trainer", "rollouts",
-    "shared_buffer", "sync_proof", "trainer", "training", "vllm_engine", "vllm_logprobs",
+    "shared_buffer", "sync_proof", "trainer", "training", "vllm_engine", "vllm_logprobs", "vllm_servers", "vllm_worker",
 }  # fmt: skip
 MODULES = {
     ".".join(path.with_suffix("").parts[1:]): path

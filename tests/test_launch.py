@@ -29,8 +29,8 @@ from r1lite.launch import (
     Launch,
     Machine,
     command,
-    count_gpus,
     environment,
+    gpu_names,
     last_words,
 )
 from r1lite.observe import read_metrics
@@ -191,7 +191,7 @@ def test_a_launch_takes_all_gpus_unless_it_says_how_many(monkeypatch, tmp_path):
         "it is one process in any case"
     )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert count_gpus() == 0 and Launch().processes() == 1
+    assert gpu_names() == [] and Launch().processes() == 1
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from r1lite.sync_proof import prove_sync
 from r1lite.vllm_process import packed, unpacked
 
 VLLM = '''
-import json, os, random, time
+import ctypes, importlib, json, os, random, sys, time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 HERE = Path(__file__).parent
 PLAN = json.loads((HERE / "plan.json").read_text())
@@ -45,6 +45,64 @@ def reached(what):
         os._exit(7)
 
 
+
+
+class Id(ctypes.Structure):
+    _fields_ = [("internal", ctypes.c_byte * 128)]
+
+
+class StatelessProcessGroup:
+    def __init__(self, rank, world_size, store):
+        self.rank, self.world_size = rank, world_size
+
+
+class PyNcclCommunicator:
+    """Has what is broadcast go through a store of torch's."""
+
+    def __init__(self, group, device):
+        from torch.distributed import TCPStore
+
+        told = Id()
+        if group.rank == 0:
+            self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            told.internal[:2] = [self.store.port >> 8, self.store.port % 256]
+        told = group.broadcast_obj(told, 0)
+        high, low = bytes(told)[:2]
+        if group.rank:
+            self.store = TCPStore("127.0.0.1", high * 256 + low)
+        self.rank, self.count = group.rank, 0
+        deadline = time.monotonic() + 30
+        self.store.add("ranks", 1)
+        while self.store.add("ranks", 0) < group.world_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def broadcast(self, tensor, src):
+        import torch
+
+        self.count += 1
+        if self.rank == src:
+            self.store.set(str(self.count), tensor.numpy().tobytes())
+        else:
+            tensor.copy_(torch.frombuffer(bytearray(self.store.get(str(self.count))), dtype=tensor.dtype))
+
+
+for name, made in {
+    "vllm.distributed": {},
+    "vllm.distributed.device_communicators": {},
+    "vllm.distributed.device_communicators.pynccl": {"PyNcclCommunicator": PyNcclCommunicator},
+    "vllm.distributed.utils": {"StatelessProcessGroup": StatelessProcessGroup},
+}.items():
+    sys.modules[name] = ModuleType(name)
+    sys.modules[name].__dict__.update(made)
+for module, names in {
+    "linear": ["ColumnParallelLinear", "QKVParallelLinear", "RowParallelLinear"],
+    "vocab_parallel_embedding": ["VocabParallelEmbedding"],
+}.items():
+    sys.modules[f"vllm.model_executor.layers.{module}"] = made = ModuleType(module)
+    made.__dict__.update({name: type(name, (), {}) for name in names})
+
+
 class SamplingParams:
     def __init__(self, **values):
         self.__dict__ |= values
@@ -57,8 +115,11 @@ class Weights:
 
         self.kept = {name: weight.to(getattr(torch, dtype)) for name, weight in load_file(f"{path}/model.safetensors").items()}
 
-    def parameters(self):
-        return iter(self.kept.values())
+    def modules(self):
+        return [self]
+
+    def named_parameters(self, recurse):
+        return iter(self.kept.items())
 
     def load_weights(self, weights):
         from safetensors.torch import save_file
@@ -83,15 +144,20 @@ class LLM:
         environment = {key: os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "VLLM_ENABLE_V1_MULTIPROCESSING")}
         note("settings", **settings, environment=environment)
         reached("start")
-        self.settings, self.awake, self.steps, self.model = settings, True, 0, None
+        self.settings, self.awake, self.steps, self.worker, self.waiting = settings, True, 0, None, []
+        self.made, self.model = 0, None
         self.llm_engine = self
         self.vllm_config = SimpleNamespace(use_v2_model_runner=False)
 
-    def collective_rpc(self, function):
+    def collective_rpc(self, method, args):
         assert self.awake
-        self.model = self.model or Weights(self.settings["model"], self.settings["dtype"])
+        if not self.worker:
+            module, _, name = self.settings["worker_extension_cls"].rpartition(".")
+            self.worker = getattr(importlib.import_module(module), name)()
+            self.worker.model_runner = SimpleNamespace(model=Weights(self.settings["model"], self.settings["dtype"]))
+            self.worker.rank, self.worker.device = 0, "cpu"
         note("model")
-        return [function(SimpleNamespace(model_runner=SimpleNamespace(model=self.model)))]
+        return [getattr(self.worker, method)(*args)]
 
     def reset_prefix_cache(self):
         note("reset")
@@ -109,8 +175,9 @@ class LLM:
     def enqueue(self, prompts, parameters, use_tqdm):
         assert self.awake and len(prompts) == len(parameters) and not use_tqdm
         note("enqueue", prompts=prompts, parameters=[vars(each) for each in parameters])
-        names = [str(1000 + row) for row in range(len(prompts))]
-        self.waiting = [*zip(range(len(prompts)), names, [prompt["prompt_token_ids"] for prompt in prompts], parameters)]
+        names = [str(1000 + self.made + row) for row in range(len(prompts))]
+        self.made += len(prompts)
+        self.waiting += zip(range(len(prompts)), names, [prompt["prompt_token_ids"] for prompt in prompts], parameters)
         random.Random(3).shuffle(self.waiting)
         if "holds" in PLAN:
             self.waiting.sort(key=lambda each: each[2] == PLAN["holds"])
@@ -147,10 +214,11 @@ def computed(llm, prompt, parameters):
     from r1lite.engines import Sampling, TransformersEngine, in_order
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(llm.settings["model"], dtype=llm.settings["dtype"])
-    model.load_state_dict(llm.model.kept, strict=False)
-    engine = TransformersEngine(model, parameters.stop_token_ids, 0)
-    ((found,),) = in_order(engine.generate([prompt], 1, Sampling(parameters.max_tokens, parameters.temperature)))
+    llm.model = llm.model or AutoModelForCausalLM.from_pretrained(llm.settings["model"], dtype=llm.settings["dtype"])
+    llm.model.load_state_dict(llm.worker.model_runner.model.kept, strict=False)
+    engine = TransformersEngine(llm.model, parameters.stop_token_ids, 0)
+    sampling = Sampling(parameters.max_tokens, parameters.temperature, seed=llm.settings["seed"] + llm.steps)
+    ((found,),) = in_order(engine.generate([prompt], 1, sampling))
     return SimpleNamespace(
         token_ids=found.token_ids,
         logprobs=[{token: SimpleNamespace(logprob=value)} for token, value in zip(found.token_ids, found.logprobs)],
@@ -313,7 +381,7 @@ def change(model):
 
 def assert_has_the_weights_of(engine, model, vllm):
     dtype = engine.dtype
-    assert engine.weight_sums() == pytest.approx(weight_sums(model.parameters(), dtype), rel=1e-11, abs=0)
+    assert engine.weight_sums()[0] == pytest.approx(weight_sums(model.parameters(), dtype), rel=1e-11, abs=0)
     expected = {name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()}
     loaded = vllm.loaded()
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
@@ -328,7 +396,7 @@ def test_a_sync_hands_over_the_trainers_weights_however_many_parts_it_takes(
     engine = vllm.start(toy_model, dtype)
     for syncs in (1, 2, 3):
         change(model)
-        assert engine.weight_sums() != pytest.approx(weight_sums(model.parameters(), engine.dtype), rel=1e-6)
+        assert engine.weight_sums()[0] != pytest.approx(weight_sums(model.parameters(), engine.dtype), rel=1e-6)
         engine.sync(model)
         assert_has_the_weights_of(engine, model, vllm)
         parts = len(vllm.noted("load"))

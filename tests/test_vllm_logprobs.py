@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from r1lite.vllm_logprobs import LogprobRecorder
-from r1lite.vllm_process import RUNNER, SETTINGS, with_newer_runner
+from r1lite.vllm_loop import RUNNER, with_newer_runner
+from r1lite.vllm_process import SETTINGS
 
 VOCABULARY = 11
 
@@ -75,7 +76,8 @@ def vllm(monkeypatch):
     for place in range(1, len(parts)):
         monkeypatch.setitem(sys.modules, ".".join(parts[:place]), ModuleType(parts[place - 1]))
     monkeypatch.setitem(sys.modules, ".".join(parts), module)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
 
 
@@ -124,7 +126,7 @@ def test_vllm_is_asked_for_the_runner_that_the_recorder_needs(monkeypatch, said,
             raise ValueError("Model Runner V2 does not yet support: hybrid models")
         return "vllm"
 
-    assert with_newer_runner(make, {"settings": {"model": "there"}}) == "vllm"
+    assert with_newer_runner(make, {"model": "there"}) == "vllm"
     assert seen == runners
 
 
@@ -135,4 +137,4 @@ def test_another_error_of_vllm_is_told_at_once(monkeypatch):
         raise ValueError("no such model")
 
     with pytest.raises(ValueError, match="no such model"):
-        with_newer_runner(make, {"settings": {}})
+        with_newer_runner(make, {})
