@@ -15,10 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from r1lite.memory import WHOLE_GPU
 from r1lite.models import end_tokens, load_generation_config, load_tokenizer
 from r1lite.problems import load_problems
 from r1lite.prompts import encode, render
-from r1lite.vllm_process import SETTINGS, WHOLE_GPU
+from r1lite.vllm_process import SETTINGS
 
 MODEL = "data/tiny_base"
 CARD = """description: as many problems of the chain as are asked for

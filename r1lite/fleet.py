@@ -13,9 +13,10 @@ from queue import Empty, Queue
 from typing import Any
 
 from r1lite.engines import Finished, Request, Sampling, Streaming, TransformersEngine, pick_engine
+from r1lite.memory import WHOLE_GPU
 from r1lite.models import end_tokens, load_generation_config, load_model
 from r1lite.observe import say
-from r1lite.vllm_process import END, WHOLE_GPU, completions_of, listen, next_line, own_gpus, send, start
+from r1lite.vllm_process import END, completions_of, listen, next_line, own_gpus, send, start
 
 MOST_WAITING = 2048  # finished samples, or
 SECONDS = 15.0  # after which they are handed over

@@ -8,7 +8,7 @@ from typing import Any
 
 from r1lite import models
 from r1lite.launch import SHARED
-from r1lite.memory import MEMORY_SHARE, PACKED_TOKENS, Setting, Shape
+from r1lite.memory import MEMORY_SHARE, PACKED_TOKENS, WHOLE_GPU, Setting, Shape
 from r1lite.recipe import Recipe
 from r1lite.stages import grpo
 from r1lite.strict_yaml import load_yaml
@@ -23,9 +23,14 @@ def setting_of(config: grpo.Config, recipe: Recipe, hardware: str) -> Setting:
     """Of a GRPO stage on such hardware. Raises ValueError where `launch:` wants more GPUs than a machine has."""
     there, card = parse_hardware(hardware)
     launch = recipe.launch
-    wanted = 1 if launch is None else launch.gpus or there
-    if wanted > there:
-        raise ValueError(f"launch.gpus: {wanted} are more than the {there} of {hardware}")
+    servers = launch.rollouts if launch and config.engine != "transformers" else None
+    beside = servers.gpus if servers and not servers.nodes else 0
+    if servers and servers.gpus + (not servers.nodes) > there:
+        raise ValueError(f"launch.rollouts: {servers.gpus} GPUs of each machine are too many for {hardware}")
+    wanted = 1 if launch is None else launch.gpus or there - beside
+    if wanted > there - beside:
+        of_servers = f" and {beside} of launch.rollouts" if beside else ""
+        raise ValueError(f"launch.gpus: {wanted}{of_servers} are more than the {there} of {hardware}")
     longest = PROMPT + config.max_tokens
     trainer = config.trainer
     return Setting(
@@ -34,11 +39,13 @@ def setting_of(config: grpo.Config, recipe: Recipe, hardware: str) -> Setting:
         longest=longest,
         budget=config.tokens_per_micro_batch or max(longest, PACKED_TOKENS["cuda"]),
         completions=config.prompts_per_step * config.generations * config.updates_per_rollout,
-        share=trainer.get("vllm_gpu_memory_utilization", MEMORY_SHARE),
+        share=WHOLE_GPU if servers else trainer.get("vllm_gpu_memory_utilization", MEMORY_SHARE),
         reference=bool(trainer.get("beta")),
         checkpoints=trainer.get("gradient_checkpointing", True),
         sleeps=trainer.get("vllm_enable_sleep_mode", False),
         shards=launch is not None and load_yaml(Path(launch.accelerate))["distributed_type"] == SHARED,
+        servers=servers.count if servers else 0,
+        server_gpus=servers.tensor_parallel if servers else 1,
     )
 
 

@@ -14,6 +14,7 @@ from itertools import combinations
 PACKED_TOKENS = {"cpu": 2048, "cuda": 16384}
 # Of a GPU's memory, for vLLM: TRL's default of 0.3 leaves so little for keys and values that requests have to wait.
 MEMORY_SHARE = 0.5
+WHOLE_GPU = 0.85  # where nothing is beside it
 GIB = 2**30
 FIXED = 2.3  # GiB: CUDA's contexts of both processes, vLLM's graphs, the buffer for weights
 ENGINE = 2.0  # GiB that vLLM needs beside weights and keys and values
@@ -73,6 +74,8 @@ class Setting:
     checkpoints: bool  # of activations: they are computed again in the backward pass
     sleeps: bool
     shards: bool
+    servers: int = 0  # of rollouts, on other GPUs; 0: vLLM is beside each trainer
+    server_gpus: int = 1
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,17 @@ def estimate(shape: Shape, setting: Setting) -> Estimate:
         "activations": ALLOCATOR * setting.budget * (shape.layers * kept + again),
         "log-probs": LOG_PROBS * GIB + 4 * shape.vocabulary * shape.hidden,
     }
-    parts = {name: size / GIB for name, size in parts.items()} | {"vLLM": setting.share * setting.card, "rest": FIXED}
+    parts = {name: size / GIB for name, size in parts.items()} | {"vLLM": beside(setting), "rest": FIXED}
     passing = parts["activations"] + parts["log-probs"] + parts["in bfloat16"]
     # Asleep, vLLM has nothing while others pass; awake, nothing else passes.
     spared = min(passing, parts["vLLM"]) if setting.sleeps else 0.0
-    free = (parts["vLLM"] - 2 * shape.weights / GIB - ENGINE) * GIB
+    free = (setting.server_gpus * (setting.share * setting.card - ENGINE) - 2 * shape.weights / GIB) * GIB
     return Estimate(parts, sum(parts.values()) - spared, max(0, int(free / shape.token_cache / setting.longest)))
+
+
+def beside(setting: Setting) -> float:
+    """GiB that vLLM has of a GPU that trains."""
+    return 0.0 if setting.servers else setting.share * setting.card
 
 
 def fits(shape: Shape, setting: Setting) -> bool:
@@ -133,6 +141,8 @@ def fewer_tokens(shape: Shape, now: Setting) -> tuple[str, Setting]:
 
 def rest_for_vllm(shape: Shape, now: Setting) -> tuple[str, Setting]:
     """As many twentieths of the card as the trainer leaves."""
+    if now.servers:
+        return "", now
     left = (1 - SPARE) * now.card - estimate(shape, replace(now, share=0.0)).peak
     share = max(0, math.floor(20 * left / now.card)) / 20
     return f"trainer.vllm_gpu_memory_utilization: {share:g}" if share != now.share else "", replace(now, share=share)
@@ -148,7 +158,8 @@ def sharded(shape: Shape, now: Setting) -> tuple[str, Setting]:
 
 
 def sleeping(shape: Shape, now: Setting) -> tuple[str, Setting]:
-    return "" if now.sleeps else "trainer.vllm_enable_sleep_mode: true", replace(now, sleeps=True)
+    helps = not (now.sleeps or now.servers)
+    return "trainer.vllm_enable_sleep_mode: true" if helps else "", replace(now, sleeps=True)
 
 
 # Each returns what it is in a recipe, or "" where it changes nothing.

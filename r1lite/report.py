@@ -63,8 +63,9 @@ def print_memory(console: Console, recipe: Recipe, hardware: str) -> None:
 def fit(name: str, shape: Shape, setting: Setting) -> str:
     found = estimate(shape, setting)
     gpus = f"{setting.gpus} GPU{'s' if setting.gpus > 1 else ''} of {setting.card:g} GiB"
-    each = -(-setting.completions // setting.gpus)
-    room = f"vLLM has room for {min(found.room, each)} of {each} completions of {setting.longest} tokens at once"
+    each = -(-setting.completions // (setting.servers or setting.gpus))
+    who = "a server" if setting.servers else "vLLM"
+    room = f"{who} has room for {min(found.room, each)} of {each} completions of {setting.longest} tokens at once"
     if fits(shape, setting):
         return f"{name}: [green]fits[/] on {gpus}; {room}"
     helps = changes(shape, setting)

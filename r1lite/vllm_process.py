@@ -29,7 +29,6 @@ LAUNCHED = (
 )
 END = "ready\n"  # it waits for an order
 NOTHING = "[]\n"  # it goes on, and nothing has ended
-WHOLE_GPU = 0.85  # of its memory, that vLLM gets where nothing is beside it
 SETTINGS: dict[str, Any] = {
     "skip_tokenizer_init": True,
     "max_num_seqs": 1024,

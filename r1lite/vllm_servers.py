@@ -18,12 +18,13 @@ import torch
 from r1lite.artifacts import read_json
 from r1lite.engines import Finished, Sampling
 from r1lite.launch import RANK_LOGS
+from r1lite.memory import WHOLE_GPU
 from r1lite.observe import say
 from r1lite.ranks import from_main, is_main, rank, timeout, wait_for_all, world_size
 from r1lite.serving import SERVERS, TOKEN, address_files
 from r1lite.sharding import whole
 from r1lite.shared_buffer import BYTES, end_of, fill
-from r1lite.vllm_process import WHOLE_GPU, first_order, generate, send, wait
+from r1lite.vllm_process import first_order, generate, send, wait
 from r1lite.weight_group import join
 
 SECONDS = 0.5  # between two looks for those that are not there yet

@@ -20,6 +20,8 @@ LAUNCH = (
     "data_parallel: 4}}"
 )
 
+SCALE = Path("docs/scale.md").read_text()
+
 
 @pytest.fixture
 def beside(tmp_path, toy_model, monkeypatch):
@@ -33,7 +35,14 @@ def beside(tmp_path, toy_model, monkeypatch):
         here = {"gsm8k.yaml": "chain.yaml", "general.yaml": "courtesy.yaml"}.get(file.name, file.name)
         (tmp_path / "data" / file.name).symlink_to(Path("data", here).resolve())
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
-    for name in ("SLURM_NODEID", "SLURM_STEP_NUM_NODES", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "SLURM_NODEID",
+        "SLURM_STEP_NUM_NODES",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -99,6 +108,11 @@ def test_one_machine_with_servers_beside_starts_both(beside, monkeypatch):
     assert [words[0] for words in mine] == ["CUDA_VISIBLE_DEVICES=3", sys.executable]
     assert mine[0][-1] == "127.0.0.1"
     assert dict(pairwise(mine[1]))["--num_processes"] == "3"
+
+
+@pytest.mark.parametrize("command", re.findall(r"^r1lite (?:launch .*--print|run .*--dry).*$", SCALE, re.MULTILINE))
+def test_a_command_of_docs_scale(beside, command):
+    assert re.search("rollout_server|machine 2 serves", said(beside, *shlex.split(command)[1:]))
 
 
 def test_without_an_address_the_remedy_is_told(beside, tmp_path):

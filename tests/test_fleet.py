@@ -140,8 +140,14 @@ def wait_until(what) -> None:
 def test_an_engine_killed_by_force_leaves_nothing_that_holds_the_gpu(fleet):
     with fleet(["0"]) as engine:
         (process,) = engine.engines
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (core,) = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def cores():
+            every = children.read_text().split()
+            return [int(child) for child in every if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+        wait_until(cores)
+        (core,) = cores()
         time.sleep(1)  # it has imported this module by then
         process.kill()
         wait_until(lambda: not alive(core))

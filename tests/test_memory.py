@@ -139,6 +139,26 @@ def test_a_recipe_says_what_its_stages_take():
         setting_of(recipe.stages["zero"], recipe, "2xH100")
 
 
+def test_servers_of_rollouts_leave_the_trainers_gpus_to_the_trainers():
+    def setting(launch, hardware="8xH100"):
+        recipe = load_recipe(Path("recipes/tiny/zero.yaml"), [f"launch={launch}"])
+        return setting_of(recipe.stages["zero"], recipe, hardware)
+
+    colocated, served = setting("{gpus: 6}"), setting("{rollouts: {tensor_parallel: 2}}")
+    assert (served.gpus, served.servers, served.server_gpus, served.share) == (6, 1, 2, 0.85)
+    model = shape(QWEN25_7B)
+    assert estimate(model, served).parts == {**estimate(model, colocated).parts, "vLLM": 0.0}
+    assert estimate(model, served).room > 2 * estimate(model, colocated).room, "on two whole GPUs"
+    far = setting("{main_process_ip: 10.0.0.1, rollouts: {nodes: 2, tensor_parallel: 4, data_parallel: 2}}")
+    assert (far.gpus, far.servers, far.server_gpus) == (8, 4, 4)
+    small = replace(served, card=40.0, shards=True)
+    assert not any("vllm" in change for change in changes(shape(QWEN25_15B), small))
+    with pytest.raises(ValueError, match="launch.rollouts: 8 GPUs of each machine are too many for 8xH100"):
+        setting("{rollouts: {tensor_parallel: 8}}")
+    with pytest.raises(ValueError, match="launch.gpus: 7 and 2 of launch.rollouts are more than the 8 of 8xH100"):
+        setting("{gpus: 7, rollouts: {tensor_parallel: 2}}")
+
+
 def test_plan_says_whether_it_fits(tmp_path):
     def said(hardware, *more):
         words = ["plan", "recipes/tiny/zero.yaml", "--runs", str(tmp_path), "--hardware", hardware, *more]
