@@ -25,7 +25,7 @@ from r1lite.serving import SERVERS, TOKEN, address_files
 from r1lite.sharding import whole
 from r1lite.shared_buffer import BYTES, end_of, fill
 from r1lite.vllm_process import first_order, generate, send, wait
-from r1lite.weight_group import join
+from r1lite.weight_group import broadcast, join
 
 SECONDS = 0.5  # between two looks for those that are not there yet
 
@@ -105,7 +105,7 @@ class VLLMServers:
         for layout in fill(self.buffer, weights, self.dtype):
             for server in self.all:
                 send(server, {"do": "load", "layout": layout})
-            self.group.broadcast(self.buffer[: end_of(layout)], src=0)
+            broadcast(self.group, self.buffer[: end_of(layout)])
             for server in self.all:
                 wait(server)
 

@@ -9,6 +9,7 @@ import torch
 from r1lite.engines import weight_sums
 from r1lite.shared_buffer import Place, end_of, open_buffer, views
 from r1lite.vllm_logprobs import LogprobRecorder
+from r1lite.weight_group import broadcast, join
 
 
 class RolloutWorker:
@@ -34,15 +35,13 @@ class RolloutWorker:
 
     def r1lite_join(self, told: dict[str, Any]) -> None:
         """Weights will come from a trainer on another GPU."""
-        from r1lite.weight_group import join
-
         group_id = base64.b64decode(told["id"])
         self.r1lite_buffer = torch.empty(told["size"], dtype=torch.uint8, device=self.device)
         self.r1lite_group = join(told["first"] + self.rank, told["ranks"], self.device, lambda _: group_id)
 
     def r1lite_load(self, layout: list[Place]) -> None:
         if self.r1lite_group:
-            self.r1lite_group.broadcast(self.r1lite_buffer[: end_of(layout)], src=0)
+            broadcast(self.r1lite_group, self.r1lite_buffer[: end_of(layout)])
         self.model_runner.model.load_weights(views(self.r1lite_buffer, layout))
         if self.r1lite_buffer.is_cuda:  # it is written over next
             torch.cuda.synchronize()

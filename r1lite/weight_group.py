@@ -4,8 +4,10 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+import torch
 
-def join(rank: int, ranks: int, device: Any, exchange: Callable[[bytes], bytes]) -> Any:
+
+def join(rank: int, ranks: int, device: torch.device, exchange: Callable[[bytes], bytes]) -> Any:
     """vLLM's PyNcclCommunicator of one of the `ranks`; it waits for all the others.
 
     `exchange` is given the group's id by the first one and returns it to all. vLLM's own way of telling it would open a
@@ -18,4 +20,15 @@ def join(rank: int, ranks: int, device: Any, exchange: Callable[[bytes], bytes])
         def broadcast_obj(self, group_id: ctypes.Structure, src: int) -> ctypes.Structure:
             return type(group_id).from_buffer_copy(exchange(bytes(group_id)))
 
-    return PyNcclCommunicator(Group(rank=rank, world_size=ranks, store=None), device)
+    with torch.cuda.stream(stream_of(device)):  # vLLM makes another one the current stream
+        return PyNcclCommunicator(Group(rank=rank, world_size=ranks, store=None), device)
+
+
+def broadcast(group: Any, part: torch.Tensor) -> None:
+    """From the first one's memory to that of all, in the order of what else the GPU does with it."""
+    group.broadcast(part, src=0, stream=stream_of(part.device))
+
+
+def stream_of(device: torch.device) -> Any:
+    """A GPU's current stream; None on a CPU."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None

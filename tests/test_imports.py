@@ -50,6 +50,7 @@ HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "accelerate", "matp
 TRAINERS = {
     "distillation", "finetune", "packed_trainer", "packing", "preference", "rollout_trainer", "rollouts",
     "shared_buffer", "sync_proof", "trainer", "training", "vllm_engine", "vllm_logprobs", "vllm_servers", "vllm_worker",
+    "weight_group",
 }  # fmt: skip
 MODULES = {
     ".".join(path.with_suffix("").parts[1:]): path

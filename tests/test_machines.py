@@ -245,3 +245,14 @@ def test_two_machines_make_what_one_makes_though_their_cable_is_cut_on_the_way(p
     finish(start(project, [], "--set", alone), 0)
     one = load_file(stage_directory(project, "zero") / "model/model.safetensors")
     assert all((one[name] - two[name]).abs().max() < 1e-5 for name in one)
+
+
+def test_a_server_of_rollouts_listens_on_the_address_that_faces_the_first_machine(namespaces):
+    program = "from r1lite.rollout_server import address_towards; print(address_towards('10.213.7.1'))"
+    told = subprocess.run(
+        ["ip", "netns", "exec", namespaces[1], sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == "10.213.7.2\n"

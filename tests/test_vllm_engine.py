@@ -77,7 +77,7 @@ class PyNcclCommunicator:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    def broadcast(self, tensor, src):
+    def broadcast(self, tensor, src, stream):
         import torch
 
         self.count += 1
@@ -152,10 +152,12 @@ class LLM:
     def collective_rpc(self, method, args):
         assert self.awake
         if not self.worker:
+            import torch
+
             module, _, name = self.settings["worker_extension_cls"].rpartition(".")
             self.worker = getattr(importlib.import_module(module), name)()
             self.worker.model_runner = SimpleNamespace(model=Weights(self.settings["model"], self.settings["dtype"]))
-            self.worker.rank, self.worker.device = 0, "cpu"
+            self.worker.rank, self.worker.device = 0, torch.device("cpu")
         note("model")
         return [getattr(self.worker, method)(*args)]
 
