@@ -5,13 +5,15 @@ Each has started `r1lite run` of the same recipe, with the same runs/, which all
 and everyone ends. Training itself needs none of this: its processes find one another by torchrun's rendezvous.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import Popen
 from threading import Event, Thread
+from typing import Any
 
-from r1lite.artifacts import RUNNING, STOP, Artifact, read_json
+from r1lite.artifacts import RUNNING, STOP, Artifact
 from r1lite.launch import Machine
 from r1lite.observe import say
 from r1lite.records import write_json
@@ -28,6 +30,15 @@ def withdraw(artifact: Artifact) -> None:
     (artifact.path / RUNNING).unlink(missing_ok=True)
 
 
+def running(artifact: Artifact) -> dict[str, Any] | None:
+    """What the first machine has announced, as long as it is at work."""
+    try:
+        found: dict[str, Any] = json.loads((artifact.path / RUNNING).read_text())
+    except FileNotFoundError:
+        return None
+    return found
+
+
 def await_start(artifact: Artifact, machine: Machine, processes: int | None) -> str | None:
     """Wait until the first machine is at work on a stage, and return the name of its attempt; None where it is done.
 
@@ -35,8 +46,7 @@ def await_start(artifact: Artifact, machine: Machine, processes: int | None) -> 
     """
     waited = False
     while not artifact.done:
-        if (artifact.path / RUNNING).exists():
-            begun = read_json(artifact.path / RUNNING)
+        if begun := running(artifact):
             if processes and begun["processes"] != processes:
                 withdraw(artifact)
                 raise ValueError(
@@ -76,9 +86,9 @@ def ending_with_the_others(artifact: Artifact, worker: "Popen[str]", by_itself: 
         watcher.join()
 
 
-def await_end(artifact: Artifact, servers: list["Popen[str]"]) -> str:
-    """Wait until the first machine has ended a stage, or one of this machine's servers has, which is told in words."""
-    while (artifact.path / RUNNING).exists():
+def await_end(artifact: Artifact, attempt: str, servers: list["Popen[str]"]) -> str:
+    """Wait until the first machine has ended an attempt, or one of the servers here has, which is told in words."""
+    while (begun := running(artifact)) and begun["attempt"] == attempt:
         if ended := who_ended(servers):
             return ended
         time.sleep(SECONDS)

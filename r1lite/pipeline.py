@@ -231,12 +231,14 @@ def follow_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
 
 
 def serve_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
-    """On a machine that has nothing but servers of rollouts, which not every stage needs, as long as the first is at
-    work on a stage. Raises StageFailed or Stopped."""
+    """On a machine that has nothing but servers of rollouts, until the first one is done with a stage."""
+    while attempt := machines.await_start(planned.artifact, machine, None):
+        serve_attempt(planned, launch, machine, attempt)
+
+
+def serve_attempt(planned: Planned, launch: Launch, machine: Machine, attempt: str) -> None:
+    """As long as the first machine is at it, have servers if the stage needs any. Raises StageFailed or Stopped."""
     artifact, name = planned.artifact, planned.spec.stage
-    attempt = machines.await_start(artifact, machine, None)
-    if attempt is None:
-        return
     withdraw = partial(machines.withdraw, artifact)
     with (
         servers_of(planned, launch, machine, artifact.path / "logs" / attempt) as servers,
@@ -244,12 +246,12 @@ def serve_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
     ):
         if servers:
             say(f"{name}: {len(servers)} servers of rollouts ({artifact.path})")
-        died = machines.await_end(artifact, servers)
-    if artifact.done:
-        return
+        died = machines.await_end(artifact, attempt, servers)
     if died:
         withdraw()
         raise StageFailed(f"stage {name}: {died}")
+    if artifact.done or machines.running(artifact):  # it has begun another, since it was lost in this one
+        return
     if asked or (artifact.path / STOP).exists():
         raise Stopped(f"stage {name} was asked to stop, and the same command goes on with it")
     raise StageFailed(ELSEWHERE.format(name))

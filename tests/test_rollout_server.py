@@ -29,7 +29,7 @@ from r1lite.artifacts import RUNNING, Spec
 from r1lite.launch import RANK_LOGS, Launch, Machine, Servers
 from r1lite.models import load_model
 from r1lite.ranks import TIMEOUT
-from r1lite.records import read_rows
+from r1lite.records import read_rows, write_json
 from r1lite.rollout_server import address_towards
 from r1lite.serving import SERVERS, TOKEN, address_files, commands, environment, is_served, serving, write_token
 from r1lite.sync_proof import prove_sync
@@ -435,7 +435,12 @@ def test_a_machine_that_only_serves_ends_and_fails_with_the_one_that_trains(proj
     assert "was asked to stop" in finish(second, 0)
     assert not servers_of(there)
 
-    first, second = (start(there, "--machine-rank", str(rank)) for rank in (0, 1))
+    # As if the first machine had been lost, and the other were there before it.
+    write_token(attempts(there) / "attempt_2")
+    write_json(stage_directory(there, "zero") / RUNNING, {"attempt": "attempt_2", "processes": 1})
+    second = start(there, "--machine-rank", "1")
+    wait_until(lambda: servers_of(there))
+    first = start(there, "--machine-rank", "0")
     assert "resuming from step" in finish(first, 0)
     finish(second, 0)
     assert not servers_of(there)
