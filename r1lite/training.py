@@ -11,6 +11,7 @@ from r1lite.artifacts import STOP, Stopped, newest_checkpoint, seal
 from r1lite.curves import draw_training
 from r1lite.observe import MetricsFile, Progress, say
 from r1lite.ranks import from_main, is_main, join, share, timeout, wait_for_all, world_size
+from r1lite.sharding import settle_deepspeed, zero_stage
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -63,7 +64,10 @@ def training_arguments(
         **more,
     }
     settings.pop("num_train_epochs", None)
-    return arguments(**settings)
+    made = arguments(**settings)
+    if zero_stage():
+        settle_deepspeed(made.deepspeed_plugin, precision(made))
+    return made
 
 
 def precision(arguments: TrainingArguments) -> str:

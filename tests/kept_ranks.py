@@ -1,4 +1,4 @@
-"""A rank of a GRPO stage on scripted rollouts, kept and resumed as any stage is, for test_fsdp."""
+"""A rank of a GRPO stage on scripted rollouts, kept and resumed as any stage is, for test_sharding."""
 
 import sys
 from contextlib import suppress
