@@ -40,15 +40,27 @@ def size_of(weight: "torch.Tensor") -> int:
     return int(weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel())
 
 
-def settle_deepspeed(plugin: Any, dtype: str) -> None:
-    """Have DeepSpeed share the model that is trained and no other, and compute it in `dtype` as without DeepSpeed.
+def settle_deepspeed(plugin: Any) -> None:
+    """Have DeepSpeed share the model that is trained and no other, and leave its weights and gradients in float32.
 
-    Told of it, transformers would load every model in parts from here on, an engine's and a reward's too. And in
-    bfloat16 DeepSpeed would leave the model and the sum of its micro-batches' gradients no float32.
+    Told of DeepSpeed, transformers would load every model in parts from here on, an engine's and a reward's too.
     """
     from transformers.integrations import deepspeed
 
     deepspeed.unset_hf_deepspeed_config()
     deepspeed.set_hf_deepspeed_config = lambda _: None
-    autocast = {"enabled": dtype != "float32", "dtype": dtype, "lower_precision_safe_modules": []}
-    plugin.deepspeed_config |= {"bf16": {}, "fp16": {}, "torch_autocast": autocast}
+    plugin.deepspeed_config |= {"bf16": {}, "fp16": {}}  # neither on nor off, as accelerate would have it one of both
+
+
+def as_without_deepspeed(trainer: Any, dtype: str) -> None:
+    """Have a trainer's models of float32 compute in `dtype`, and tied weights saved once, as without DeepSpeed."""
+    import torch
+    from accelerate.utils import convert_outputs_to_fp32
+
+    if zero_stage() == 2:
+        trainer.accelerator.get_state_dict = lambda engine: engine.module.state_dict()
+    for name in ("model", "ref_model", "teacher_model") if dtype != "float32" else ():
+        if (wrapped := getattr(trainer, name, None)) is not None:
+            model = trainer.accelerator.unwrap_model(wrapped)
+            autocast = torch.autocast(model.device.type, getattr(torch, dtype))
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))

@@ -11,7 +11,7 @@ from r1lite.artifacts import STOP, Stopped, newest_checkpoint, seal
 from r1lite.curves import draw_training
 from r1lite.observe import MetricsFile, Progress, say
 from r1lite.ranks import from_main, is_main, join, share, timeout, wait_for_all, world_size
-from r1lite.sharding import settle_deepspeed, zero_stage
+from r1lite.sharding import as_without_deepspeed, settle_deepspeed, zero_stage
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -66,7 +66,7 @@ def training_arguments(
     settings.pop("num_train_epochs", None)
     made = arguments(**settings)
     if zero_stage():
-        settle_deepspeed(made.deepspeed_plugin, precision(made))
+        settle_deepspeed(made.deepspeed_plugin)
     return made
 
 
@@ -116,6 +116,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         if is_main():
             self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
         self.progress = Progress(self.steps, step)
+        if zero_stage():
+            as_without_deepspeed(trainer, precision(trainer.args))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.stopped:
             raise Stopped(f"stopped after step {trainer.state.global_step} of {self.steps}, with a checkpoint")

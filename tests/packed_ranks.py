@@ -37,6 +37,10 @@ def shard_on_the_cpu() -> None:
             plugin.select(_from_accelerator_state=True)
 
     AcceleratorState.__init__ = init
+    if zero_stage():
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which it would compile; gloo does as well
 
 
 def scripted_stage(model: Path, keys: dict, **changes) -> Config:
