@@ -43,6 +43,8 @@ def training_arguments(
             f"micro_batch: {micro_batch} does not divide the {batch} rows of each of {world_size()} processes; leave "
             "it out, or set it to a number that does"
         )
+    if zero_stage() and config.trainer.get("fp16"):
+        raise ValueError("trainer.fp16: has not been proven with DeepSpeed; take bf16, or recipes/accelerate/ddp.yaml")
     if device == "cpu":  # which accelerate would number, and a checkpoint's tensors cannot be loaded to "cpu:0"
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         join(timeout())  # to which transformers would not hold several of them

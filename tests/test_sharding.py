@@ -3,19 +3,59 @@
 test_packed_trainer has FSDP2's gradients.
 """
 
+from contextlib import nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_packed_trainer import run_processes, run_ranks
+from test_trainer import make_config, make_stage
 
 from r1lite.artifacts import STOP, newest_checkpoint
 from r1lite.models import load_model
+from r1lite.rollouts import rollout_engine
+from r1lite.sharding import shards
+from r1lite.trainer import train_grpo
 
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true"}
+ZERO2, ZERO3 = ({**DEEPSPEED, "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage} for stage in "23")
 needs_deepspeed = pytest.mark.skipif(
     not find_spec("deepspeed"), reason="needs DeepSpeed: pip install r1lite[deepspeed]"
 )
+
+
+@pytest.mark.parametrize(
+    ("told", "sharded"), [({}, False), (ZERO2, False), (ZERO3, True), ({"ACCELERATE_USE_FSDP": "true"}, True)]
+)
+def test_the_model_itself_does_not_sample_where_it_is_sharded(monkeypatch, told, sharded):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert shards() == sharded
+    config = SimpleNamespace(engine="transformers")
+    with pytest.raises(ValueError, match="each process has a part only") if sharded else nullcontext():
+        rollout_engine(config, None, None, MagicMock(), MagicMock(), 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [
+        (
+            "sync_ref_model",
+            "trainer.sync_ref_model: is not kept over a resume by FSDP or DeepSpeed; take it out, or use",
+        ),
+        ("fp16", "trainer.fp16: has not been proven with DeepSpeed; take bf16, or recipes/accelerate/ddp.yaml"),
+    ],
+)
+def test_what_deepspeed_would_not_keep_is_refused(toy_model, tmp_path, monkeypatch, key, fault):
+    config = make_config(toy_model, probe=None, trainer={"max_steps": 1, key: True})
+    for name, value in ZERO2.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=fault):
+        train_grpo(config, make_stage(tmp_path, config))
 
 
 @needs_deepspeed
