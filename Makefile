@@ -48,7 +48,7 @@ check: $(INSTALLED)  ## check every recipe, and say what is wrong with it
 	@for recipe in recipes/tiny/*.yaml; do $(R1LITE) check $$recipe || exit $$?; done
 
 test: $(INSTALLED)  ## lint, types and all tests
-	$(if $(INSTALLED),$(BIN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[test]")
+	$(if $(INSTALLED),$(BIN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[test,deepspeed]")
 	$(BIN_PYTHON) -m ruff check .
 	$(BIN_PYTHON) -m ruff format --check .
 	$(BIN_PYTHON) -m mypy

@@ -22,6 +22,7 @@ from r1lite.prompts import render
 from r1lite.records import Problem, Rollout
 from r1lite.rollouts import EngineRollouts, Sampled, check_prompts, rollout_engine, train_from_engine
 from r1lite.schedule import schedule
+from r1lite.sharding import size_of, zero_stage
 from r1lite.training import training_arguments
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ BY_TEXT = "use a teacher with the student's tokenizer, or distill by text: `samp
 
 def train_distill(config: "Config", stage: "Stage") -> dict[str, Any]:
     """Train `config.model` and write model/, rollouts/ and metrics.jsonl. Returns facts for the manifest."""
+    if zero_stage() == 3:
+        raise ValueError(
+            "launch.accelerate: TRL's loss of distillation does not gather what ZeRO-3 shares; take "
+            "recipes/accelerate/fsdp2.yaml, or zero2.yaml"
+        )
     path, teacher_path = stage.resolve(config.model), stage.resolve(config.teacher)
     tokenizer = load_tokenizer(path)
     same_vocabulary(tokenizer, load_tokenizer(teacher_path))
@@ -56,7 +62,7 @@ def train_distill(config: "Config", stage: "Stage") -> dict[str, Any]:
     trainer.engine = rollout_engine(config, arguments, path, model, tokenizer, longest)
     facts = train_from_engine(trainer, stage, "on-policy distillation")
     sizes = {"teacher": trainer.teacher_model, "student": model}
-    return facts | {f"{name}_parameters": sized.num_parameters() for name, sized in sizes.items()}
+    return facts | {f"{name}_parameters": sum(map(size_of, sized.parameters())) for name, sized in sizes.items()}
 
 
 class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from r1lite import models
-from r1lite.launch import SHARED
+from r1lite.launch import SHARED, ZERO, Launch
 from r1lite.memory import MEMORY_SHARE, PACKED_TOKENS, WHOLE_GPU, Setting, Shape
 from r1lite.recipe import Recipe
 from r1lite.stages import grpo
@@ -16,6 +16,7 @@ from r1lite.strict_yaml import load_yaml
 # What CUDA reports of a card, in GiB.
 CARDS = {"A100": 79.1, "H100": 79.1, "H200": 139.8, "B200": 178.0, "L40S": 44.4, "RTX4090": 23.5}
 HARDWARE = re.compile(r"(?:(\d+)x)?([A-Za-z0-9.]+)")
+PARTS = ((SHARED, None), (ZERO, 3))
 PROMPT = 512  # tokens that a prompt is taken to have
 
 
@@ -43,10 +44,17 @@ def setting_of(config: grpo.Config, recipe: Recipe, hardware: str) -> Setting:
         reference=bool(trainer.get("beta")),
         checkpoints=trainer.get("gradient_checkpointing", True),
         sleeps=trainer.get("vllm_enable_sleep_mode", False),
-        shards=launch is not None and load_yaml(Path(launch.accelerate))["distributed_type"] == SHARED,
+        shards=launch is not None and in_parts(launch),
         servers=servers.count if servers else 0,
         server_gpus=servers.tensor_parallel if servers else 1,
     )
+
+
+def in_parts(launch: Launch) -> bool:
+    """Whether each GPU has a part of the model only; where it has one of gradients and optimizer alone, as by ZeRO-2,
+    what it takes is overestimated."""
+    settings: dict[str, Any] = load_yaml(Path(launch.accelerate))
+    return (settings["distributed_type"], settings.get("deepspeed_config", {}).get("zero_stage")) in PARTS
 
 
 def parse_hardware(hardware: str) -> tuple[int, float]:

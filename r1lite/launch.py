@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,30 @@ from r1lite.strict_yaml import load_yaml
 from r1lite.watchdog import SYNC_TIMEOUT
 
 WORKER = "r1lite.worker"
-# What r1lite has been proven with, as accelerate calls it: the whole model on each GPU, and a part of it.
-WHOLE, SHARED = "MULTI_GPU", "FSDP"
-SHARED_AS = {"fsdp_version": 2, "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": False}
+# What r1lite has been proven with, as accelerate calls it: the whole model on each GPU, a part of it, and DeepSpeed's
+# ZeRO; with what a file has to say of the latter two, and one that does.
+WHOLE, SHARED, ZERO = "MULTI_GPU", "FSDP", "DEEPSPEED"
+STATED: dict[Any, tuple[str, dict[str, tuple], str]] = {
+    SHARED: (
+        "fsdp_config",
+        {
+            "fsdp_version": (2,),
+            "fsdp_state_dict_type": ("FULL_STATE_DICT",),
+            "fsdp_cpu_ram_efficient_loading": (False,),
+        },
+        "fsdp2.yaml",
+    ),
+    ZERO: (
+        "deepspeed_config",
+        {
+            "zero_stage": (2, 3),
+            "zero3_init_flag": (False,),
+            "zero3_save_16bit_model": (True,),
+            "deepspeed_multinode_launcher": ("standard",),
+        },
+        "zero3.yaml",
+    ),
+}
 RANK_LOGS = "R1LITE_RANK_LOGS"  # the folder in which each of several processes keeps its own log
 TRAINS = ("base", "sft", "grpo", "reward_model", "distill")  # kinds of stages that write checkpoints as they go
 # What torchrun tells the processes that it starts, which is about none that these start in turn.
@@ -93,20 +115,26 @@ class Launch(Strict):
             yield f"accelerate: {error}"
             return
         settings = settings if isinstance(settings, dict) else {}
-        kind, fsdp = settings.get("distributed_type"), settings.get("fsdp_config")
-        if kind not in (WHOLE, SHARED):
+        kind = settings.get("distributed_type")
+        if kind not in (WHOLE, SHARED, ZERO):
             yield (
-                f"accelerate: {file} must state distributed_type: {WHOLE}, with the whole model on each GPU, or "
-                f"{SHARED}; others have not been proven with r1lite; got {kind!r}"
+                f"accelerate: {file} must state distributed_type: {WHOLE}, with the whole model on each GPU, {SHARED} "
+                f"or {ZERO}; others have not been proven with r1lite; got {kind!r}"
             )
-        if kind == SHARED:
-            for key, wanted in SHARED_AS.items():
-                got = fsdp.get(key) if isinstance(fsdp, dict) else None
-                if got != wanted:
-                    yield (
-                        f"accelerate: {file} must state fsdp_config.{key}: {wanted}, as recipes/accelerate/fsdp2.yaml "
-                        f"does; got {got!r}"
-                    )
+        section, stated, example = STATED.get(kind, ("", {}, ""))
+        given = settings.get(section)
+        given = given if isinstance(given, dict) else {}
+        for key, allowed in stated.items():
+            if given.get(key) not in allowed:
+                yield (
+                    f"accelerate: {file} must state {section}.{key}: {' or '.join(map(str, allowed))}, as "
+                    f"recipes/accelerate/{example} does; got {given.get(key)!r}"
+                )
+        for key in sorted(given.keys() - stated) if kind == ZERO else ():
+            yield (
+                f"accelerate: {file} must not state {section}.{key}, which has not been proven with r1lite; what "
+                "DeepSpeed needs besides follows from a stage's trainer:"
+            )
 
     def processes(self) -> int:
         """Of each machine that trains."""
@@ -115,6 +143,11 @@ class Launch(Strict):
 
     def machine(self, rank: int) -> "Machine":
         """This machine among all, of which it has the given rank. Raises ValueError where that cannot be."""
+        if find_spec("deepspeed") is None and load_yaml(Path(self.accelerate))["distributed_type"] == ZERO:
+            raise ValueError(
+                f"launch.accelerate: {self.accelerate} needs DeepSpeed, which is not installed here; pip install "
+                "r1lite[deepspeed], or take recipes/accelerate/fsdp2.yaml"
+            )
         told = os.environ
         nodes = self.rollouts.nodes if self.rollouts else 0
         all_of_them = int(told.get("SLURM_STEP_NUM_NODES") or told.get("GROUP_WORLD_SIZE") or 1 + nodes)

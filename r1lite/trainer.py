@@ -20,7 +20,7 @@ from r1lite.rollout_trainer import RolloutTrainer
 from r1lite.rollouts import check_prompts, rollout_engine, train_from_engine
 from r1lite.rubric import columns_of, load_reward
 from r1lite.schedule import mixed_schedule
-from r1lite.sharding import shards
+from r1lite.sharding import shards, zero_stage
 from r1lite.stages.config import shares
 from r1lite.training import device_type, training_arguments
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
     """Train `config.model` and write model/, rollouts/ and metrics.jsonl. Returns facts for the manifest."""
+    if (shards() or zero_stage()) and config.trainer.get("sync_ref_model"):
+        raise ValueError(
+            "trainer.sync_ref_model: is not kept over a resume by FSDP or DeepSpeed; take it out, or use ddp.yaml"
+        )
     path = stage.resolve(config.model)
     tokenizer = load_tokenizer(path)
     sets = [stage.problems(part.use) for part in config.problems]
@@ -50,10 +54,6 @@ def train_grpo(config: "Config", stage: "Stage") -> dict[str, Any]:
                 "prompts_per_step"
             )
     order = mixed_schedule([len(mine) for mine in sets], per_rollout, n_rollouts, config.seed)
-    if shards() and config.trainer.get("sync_ref_model"):
-        raise ValueError(
-            "trainer.sync_ref_model: is not kept over a resume where the model is shared; take it out, or use ddp.yaml"
-        )
     dataset = to_dataset(config.prompt, tokenizer, problems)
     model = load_model(path, "float32")
     trainer = kind(

@@ -11,6 +11,7 @@ from r1lite.artifacts import STOP, Stopped, newest_checkpoint, seal
 from r1lite.curves import draw_training
 from r1lite.observe import MetricsFile, Progress, say
 from r1lite.ranks import from_main, is_main, join, share, timeout, wait_for_all, world_size
+from r1lite.sharding import as_without_deepspeed, settle_deepspeed, zero_stage
 
 if TYPE_CHECKING:
     from r1lite.worker import Stage
@@ -42,6 +43,8 @@ def training_arguments(
             f"micro_batch: {micro_batch} does not divide the {batch} rows of each of {world_size()} processes; leave "
             "it out, or set it to a number that does"
         )
+    if zero_stage() and config.trainer.get("fp16"):
+        raise ValueError("trainer.fp16: has not been proven with DeepSpeed; take bf16, or recipes/accelerate/ddp.yaml")
     if device == "cpu":  # which accelerate would number, and a checkpoint's tensors cannot be loaded to "cpu:0"
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         join(timeout())  # to which transformers would not hold several of them
@@ -63,7 +66,10 @@ def training_arguments(
         **more,
     }
     settings.pop("num_train_epochs", None)
-    return arguments(**settings)
+    made = arguments(**settings)
+    if zero_stage():
+        settle_deepspeed(made.deepspeed_plugin)
+    return made
 
 
 def precision(arguments: TrainingArguments) -> str:
@@ -112,6 +118,8 @@ class StageCallback(TrainerCallback):  # type: ignore[misc]
         if is_main():
             self.metrics = MetricsFile(self.stage.path / "metrics.jsonl", step)
         self.progress = Progress(self.steps, step)
+        if zero_stage():
+            as_without_deepspeed(trainer, precision(trainer.args))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.stopped:
             raise Stopped(f"stopped after step {trainer.state.global_step} of {self.steps}, with a checkpoint")

@@ -9,7 +9,7 @@ import torch
 
 from r1lite.engines import Finished, Sampling
 from r1lite.observe import say
-from r1lite.sharding import whole
+from r1lite.sharding import size_of, whole
 from r1lite.shared_buffer import BYTES, Buffer, fill, make_buffer
 from r1lite.vllm_process import generate, send, start, visible_gpus, wait
 
@@ -61,7 +61,7 @@ class VLLMEngine:
     def sync(self, model: Any) -> None:
         self.wake()
         if self.buffer is None:
-            largest = max(parameter.numel() for parameter in model.parameters()) * self.dtype.itemsize
+            largest = max(map(size_of, model.parameters())) * self.dtype.itemsize
             self.buffer = make_buffer(max(BYTES, largest), model.device)
             self.ask("open", **self.buffer.handle)
         weights = ((name, whole(parameter)) for name, parameter in model.named_parameters())

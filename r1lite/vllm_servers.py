@@ -22,7 +22,7 @@ from r1lite.memory import WHOLE_GPU
 from r1lite.observe import say
 from r1lite.ranks import from_main, is_main, rank, timeout, wait_for_all, world_size
 from r1lite.serving import SERVERS, TOKEN, address_files
-from r1lite.sharding import whole
+from r1lite.sharding import size_of, whole
 from r1lite.shared_buffer import BYTES, end_of, fill
 from r1lite.vllm_process import first_order, generate, send, wait
 from r1lite.weight_group import broadcast, join
@@ -97,7 +97,7 @@ class VLLMServers:
 
     def hand_over(self, weights: Iterator[tuple[str, torch.Tensor]], model: Any) -> None:
         if self.buffer is None:
-            largest = max(parameter.numel() for parameter in model.parameters()) * self.dtype.itemsize
+            largest = max(map(size_of, model.parameters())) * self.dtype.itemsize
             self.buffer = torch.empty(max(BYTES, largest), dtype=torch.uint8, device=model.device)
             self.group = join(0, 1 + self.gpus_each * len(self.all), model.device, self.invite)
             for server in self.all:

@@ -12,35 +12,48 @@ from accelerate.state import AcceleratorState, DistributedType
 from safetensors.torch import save_file
 from test_packed_trainer import MAX_TOKENS, TEMPERATURE, Scripted
 from test_trainer import make_config, make_stage
-from torch.distributed.tensor import DTensor
 
 from r1lite import packed_trainer, rollouts, trainer
 from r1lite.records import read_rows
-from r1lite.sharding import whole
+from r1lite.sharding import is_sharded, whole, zero_stage
 from r1lite.stages.grpo import Config
 
-SHARDS = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def shard_on_the_cpu() -> None:
-    """Have accelerate shard the model here too, which it does on GPUs alone."""
+    """Have accelerate share the model, or what else DeepSpeed shares, here too, which it does on GPUs alone."""
     real = AcceleratorState.__init__
 
     def init(self, *given, **named):
         real(self, *given, **named)
-        if self.distributed_type == DistributedType.MULTI_CPU:
+        if self.distributed_type == DistributedType.MULTI_CPU and FSDP:
             self.distributed_type = DistributedType.FSDP
             self.fsdp_plugin = named.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+        if self.distributed_type == DistributedType.MULTI_CPU and zero_stage():
+            self.distributed_type, self._mixed_precision = DistributedType.DEEPSPEED, "no"
+            self.deepspeed_plugins = plugin = named["deepspeed_plugin"]
+            plugin.set_mixed_precision(named["mixed_precision"])
+            plugin.select(_from_accelerator_state=True)
 
     AcceleratorState.__init__ = init
+    if zero_stage():
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # which it would compile; gloo does as well
+
+
+def all_there(engine, model, *_) -> None:
+    """In place of the proof of a sync: what processes share is whole where it is asked for."""
+    theirs = engine.model.parameters()
+    assert all(whole(one).shape == other.shape for one, other in zip(model.parameters(), theirs, strict=True))
 
 
 def scripted_stage(model: Path, keys: dict, **changes) -> Config:
     """A stage's config, once trainers here take scripted rollouts, and share the model where the launcher says so."""
     torch.set_num_threads(1)
-    if SHARDS:
-        shard_on_the_cpu()
-    rollouts.prove_sync = lambda *_: None
+    shard_on_the_cpu()
+    rollouts.prove_sync = all_there
     trainer.rollout_engine = lambda *_: Scripted(model, "transformers")
     return make_config(
         model,
@@ -68,7 +81,7 @@ def main(model: Path, out: Path, keys: dict) -> None:
     def run(built, *_):
         built.args.save_strategy = "no"
         built.train()
-        assert all(isinstance(each, DTensor) == SHARDS for each in built.model.parameters())
+        assert is_sharded(built.model) == FSDP
         weights = {name: whole(each).contiguous() for name, each in built.model.named_parameters()}
         rank = int(os.environ["RANK"])
         (out / f"tokens-{rank}.json").write_text(json.dumps(tokens))

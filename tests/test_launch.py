@@ -130,18 +130,41 @@ def test_what_is_wrong_with_a_launch_is_told_with_its_path(project, launch, faul
     assert any(each.startswith(fault) for each in raised.value.faults), raised.value.faults
 
 
+def zero(*absent, **changes):
+    """recipes/accelerate/zero3.yaml with another deepspeed_config, or none."""
+    settings = yaml.safe_load(Path("recipes/accelerate/zero3.yaml").read_text())
+    settings["deepspeed_config"] = None if absent else settings["deepspeed_config"] | changes
+    return yaml.safe_dump(settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
         (
-            "distributed_type: DEEPSPEED",
-            "must state distributed_type: MULTI_GPU, with the whole model on each GPU, or FSDP",
+            "distributed_type: MEGATRON_LM",
+            "must state distributed_type: MULTI_GPU, with the whole model on each GPU, FSDP or DEEPSPEED; others",
         ),
         (
             "distributed_type: FSDP",
             "must state fsdp_config.fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does; got None",
         ),
         ("- 1", "got None"),
+        (zero(None), "must state deepspeed_config.zero_stage: 2 or 3, as recipes/accelerate/zero3.yaml does; got None"),
+        (
+            zero(zero_stage=1),
+            "must state deepspeed_config.zero_stage: 2 or 3, as recipes/accelerate/zero3.yaml does; got 1",
+        ),
+        (zero(zero3_init_flag=True), "must state deepspeed_config.zero3_init_flag: False"),
+        (zero(zero3_save_16bit_model=False), "must state deepspeed_config.zero3_save_16bit_model: True"),
+        (
+            zero(deepspeed_multinode_launcher="pdsh"),
+            "must state deepspeed_config.deepspeed_multinode_launcher: standard",
+        ),
+        (
+            zero(offload_optimizer_device="cpu"),
+            "must not state deepspeed_config.offload_optimizer_device, which has not",
+        ),
+        (zero(gradient_clipping=1.0), "must not state deepspeed_config.gradient_clipping"),
     ],
 )
 def test_a_config_that_is_not_proven_is_refused(tmp_path, settings, fault):
@@ -155,7 +178,17 @@ def test_a_shipped_config_is_one_that_accelerate_reads(file):
     from accelerate.commands.config.config_args import load_config_from_file
 
     assert not list(Launch(accelerate=str(file)).faults())
-    assert load_config_from_file(str(file)).distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}[file.stem]
+    types = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert load_config_from_file(str(file)).distributed_type == types[file.stem]
+
+
+def test_deepspeed_is_asked_for_where_it_is_needed_and_not_installed(monkeypatch):
+    monkeypatch.setattr("r1lite.launch.find_spec", lambda _: None)
+    assert Launch().machine(0) == Machine(port=29500)
+    with pytest.raises(
+        ValueError, match=r"needs DeepSpeed, which is not installed here; pip install r1lite\[deepspeed\]"
+    ):
+        Launch(accelerate="recipes/accelerate/zero2.yaml").machine(0)
 
 
 def test_every_kind_of_stage_is_known_to_train_to_sample_or_to_be_alone():

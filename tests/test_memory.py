@@ -132,9 +132,10 @@ def test_a_recipe_says_what_its_stages_take():
     found = setting_of(recipe.stages["zero"], recipe, "8xH100")
     assert found.gpus == 8 and found.card == 79.1 and found.longest == found.budget == 20512
     assert found.reference and not found.shards and not found.sleeps and found.share == 0.5
-    overrides.append("launch.accelerate=recipes/accelerate/fsdp2.yaml")
-    recipe = load_recipe(Path("recipes/tiny/zero.yaml"), overrides)
-    assert setting_of(recipe.stages["zero"], recipe, "8xH100").shards
+    for file, shards in (("zero2", False), ("zero3", True), ("fsdp2", True)):
+        overrides.append(f"launch.accelerate=recipes/accelerate/{file}.yaml")
+        recipe = load_recipe(Path("recipes/tiny/zero.yaml"), overrides)
+        assert setting_of(recipe.stages["zero"], recipe, "8xH100").shards == shards
     with pytest.raises(ValueError, match="launch.gpus: 4 are more than the 2 of 2xH100"):
         setting_of(recipe.stages["zero"], recipe, "2xH100")
 

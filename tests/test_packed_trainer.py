@@ -319,16 +319,19 @@ def test_the_phases_of_a_step_are_within_its_time(toy_model, tmp_path, stock):
         before = row["time"]
 
 
-def run_processes(world, command, shards):
-    """A program in so many processes, which find one another as those of accelerate's launcher do."""
+def run_processes(world, command, accelerate="ddp"):
+    """A program in so many processes, which find one another, and are told of recipes/accelerate/, as those of
+    accelerate's launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["PYTHONPATH"] = os.pathsep.join(["tests", "."])
-    if shards:  # as the launcher tells it
-        config = yaml.safe_load(Path("recipes/accelerate/fsdp2.yaml").read_text())["fsdp_config"]
-        shared |= {"ACCELERATE_USE_FSDP": "true", **{key.upper(): str(value) for key, value in config.items()}}
+    shared["PYTHONPATH"] = os.pathsep.join(["tests", ".", *filter(None, [os.environ.get("PYTHONPATH")])])
+    config = yaml.safe_load(Path(f"recipes/accelerate/{accelerate}.yaml").read_text())
+    for section, switch, prefix in (("fsdp", "FSDP", ""), ("deepspeed", "DEEPSPEED", "ACCELERATE_DEEPSPEED_")):
+        if keys := config.get(f"{section}_config"):
+            shared |= {prefix + key.upper().replace("INIT_FLAG", "INIT"): str(value) for key, value in keys.items()}
+            shared[f"ACCELERATE_USE_{switch}"] = "true"
     ranks = [
         subprocess.Popen(
             [sys.executable, *command],
@@ -342,11 +345,11 @@ def run_processes(world, command, shards):
         assert rank.returncode == 0, errors.decode()[-2000:]
 
 
-def run_ranks(world, toy_model, out, keys, shards=False):
+def run_ranks(world, toy_model, out, keys, accelerate="ddp"):
     """Weights after three steps of so many processes, the tokens of each of their packed passes, and the steps' losses
-    and problems. Each process has all of the model, or by FSDP2 a part of it."""
+    and problems."""
     out.mkdir()
-    run_processes(world, ["tests/packed_ranks.py", str(toy_model), str(out), json.dumps(keys)], shards)
+    run_processes(world, ["tests/packed_ranks.py", str(toy_model), str(out), json.dumps(keys)], accelerate)
     tokens = [json.loads((out / f"tokens-{rank}.json").read_text()) for rank in range(world)]
     return load_file(out / "weights"), tokens, json.loads((out / "run.json").read_text())
 
@@ -354,16 +357,16 @@ def run_ranks(world, toy_model, out, keys, shards=False):
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize(
-    ("world", "keys", "shards"),
+    ("world", "keys", "accelerate"),
     [
-        (2, {"loss_type": "dr_grpo"}, False),
-        (4, {"loss_type": "dapo"}, False),
-        (2, {"loss_type": "grpo", "beta": 0.04}, True),
+        (2, {"loss_type": "dr_grpo"}, "ddp"),
+        (4, {"loss_type": "dapo"}, "ddp"),
+        (2, {"loss_type": "grpo", "beta": 0.04}, "fsdp2"),
     ],
 )
-def test_ranks_share_the_tokens_evenly_and_learn_what_one_alone_would(toy_model, tmp_path, world, keys, shards):
+def test_ranks_share_the_tokens_evenly_and_learn_what_one_alone_would(toy_model, tmp_path, world, keys, accelerate):
     one, alone, run = run_ranks(1, toy_model, tmp_path / "1", keys)
-    many, shared, same = run_ranks(world, toy_model, tmp_path / str(world), keys, shards)
+    many, shared, same = run_ranks(world, toy_model, tmp_path / str(world), keys, accelerate)
     assert all(torch.allclose(one[name], many[name], rtol=1e-5, atol=1e-6) for name in one)
     assert len(run["losses"]) == 3 and same["losses"] == pytest.approx(run["losses"], rel=1e-5, abs=1e-6)
     assert same["asked"] == run["asked"], "the same problems in each step"

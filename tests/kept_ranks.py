@@ -1,5 +1,6 @@
-"""A rank of a GRPO stage on scripted rollouts, kept and resumed as any stage is, for test_fsdp."""
+"""A rank of a GRPO stage on scripted rollouts, kept and resumed as any stage is, for test_sharding."""
 
+import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +12,11 @@ from r1lite.artifacts import Stopped
 from r1lite.trainer import train_grpo
 
 
-def main(model: Path, stage: Path) -> None:
-    config = scripted_stage(model, {"learning_rate": 0.01})
+def main(model: Path, stage: Path, keys: dict) -> None:
+    config = scripted_stage(model, keys, tokens_per_micro_batch=130)
     with suppress(Stopped):
         train_grpo(config, make_stage(stage, config))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
