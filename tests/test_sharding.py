@@ -39,7 +39,7 @@ def test_the_model_itself_does_not_sample_where_it_is_sharded(monkeypatch, told,
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert shards() == sharded
-    config = SimpleNamespace(engine="transformers")
+    config = SimpleNamespace(engine="transformers", max_tokens=8)
     with pytest.raises(ValueError, match="each process has a part only") if sharded else nullcontext():
         rollout_engine(config, None, None, MagicMock(), MagicMock(), 0)
 
