@@ -10,6 +10,7 @@ from test_trainer import make_stage
 
 from r1lite.artifacts import Stopped
 from r1lite.trainer import train_grpo
+from r1lite.worker import end
 
 
 def main(model: Path, stage: Path, keys: dict) -> None:
@@ -20,3 +21,4 @@ def main(model: Path, stage: Path, keys: dict) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    end(0)

@@ -17,6 +17,7 @@ from r1lite import packed_trainer, rollouts, trainer
 from r1lite.records import read_rows
 from r1lite.sharding import is_sharded, whole, zero_stage
 from r1lite.stages.grpo import Config
+from r1lite.worker import end
 
 FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
@@ -101,3 +102,4 @@ def main(model: Path, out: Path, keys: dict) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+    end(0)
