@@ -150,8 +150,8 @@ def device() -> str:
 
 
 def end(code: int) -> NoReturn:
-    """Of several processes each at once: as Python ends, about one in thirty was aborted by a thread of a library's."""
-    if world_size() == 1:
+    """Of several processes that have done all each at once: one in thirty was aborted by a library's thread instead."""
+    if code or world_size() == 1:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
