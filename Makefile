@@ -13,6 +13,7 @@ BIN_PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 endif
 R1LITE = $(BIN_PYTHON) -m r1lite.cli
+FOR_TESTS = test,deepspeed
 
 # What `make zero`, `make r1` and `make distill` run: the recipe of that name for weights of the hub where there is a GPU
 # and they can be had, else the tiny world's.
@@ -48,7 +49,7 @@ check: $(INSTALLED)  ## check every recipe, and say what is wrong with it
 	@for recipe in recipes/tiny/*.yaml; do $(R1LITE) check $$recipe || exit $$?; done
 
 test: $(INSTALLED)  ## lint, types and all tests
-	$(if $(INSTALLED),$(BIN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[test,deepspeed]")
+	$(if $(INSTALLED),$(BIN_PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[$(FOR_TESTS)]")
 	$(BIN_PYTHON) -m ruff check .
 	$(BIN_PYTHON) -m ruff format --check .
 	$(BIN_PYTHON) -m mypy

@@ -103,8 +103,6 @@ class Launch(Strict):
 
     def faults(self) -> Iterator[str]:
         """What the types cannot say, each as `field: what is wrong and what to do`."""
-        if self.rollouts and not self.rollouts.nodes and (self.num_machines or 1) > 1:
-            yield "rollouts: where several machines train, servers have machines of their own; set rollouts.nodes"
         file = Path(self.accelerate)
         if not file.is_file():
             yield f"accelerate: there is no file {file}; recipes/accelerate/ has those that are shipped"
@@ -132,8 +130,8 @@ class Launch(Strict):
                 )
         for key in sorted(given.keys() - stated) if kind == ZERO else ():
             yield (
-                f"accelerate: {file} must not state {section}.{key}, which has not been proven with r1lite; what "
-                "DeepSpeed needs besides follows from a stage's trainer:"
+                f"accelerate: {file} must not state {section}.{key}, which has not been proven with r1lite; take it "
+                "out, since batches, clipping and precision follow from a stage's trainer"
             )
 
     def processes(self) -> int:
@@ -141,17 +139,25 @@ class Launch(Strict):
         beside = self.rollouts.gpus if self.rollouts and not self.rollouts.nodes else 0
         return self.gpus or max(1, len(gpu_names()) - beside)
 
-    def machine(self, rank: int) -> "Machine":
-        """This machine among all, of which it has the given rank. Raises ValueError where that cannot be."""
+    def refuse_missing(self) -> None:
+        """Raise ValueError where what it needs is not installed here."""
         if find_spec("deepspeed") is None and load_yaml(Path(self.accelerate))["distributed_type"] == ZERO:
             raise ValueError(
                 f"launch.accelerate: {self.accelerate} needs DeepSpeed, which is not installed here; pip install "
                 "r1lite[deepspeed], or take recipes/accelerate/fsdp2.yaml"
             )
+
+    def machine(self, rank: int) -> "Machine":
+        """This machine among all, of which it has the given rank. Raises ValueError where that cannot be."""
         told = os.environ
         nodes = self.rollouts.nodes if self.rollouts else 0
         all_of_them = int(told.get("SLURM_STEP_NUM_NODES") or told.get("GROUP_WORLD_SIZE") or 1 + nodes)
         count = self.num_machines or all_of_them - nodes
+        if count > 1 and self.rollouts and not nodes:
+            raise ValueError(
+                f"launch.rollouts: {count} machines train, and servers have to be on machines of their own then; set "
+                "launch.rollouts.nodes"
+            )
         if count < 1:
             raise ValueError(f"launch.rollouts.nodes: {nodes} of {all_of_them} machines leave none that trains")
         if rank >= count + nodes:

@@ -150,6 +150,8 @@ def run(recipe: Recipe, runs: Path, machine_rank: int = 0) -> list[Planned]:
     Raises StageFailed, Stopped or Locked, and before anything is run RecipeError where a reward cannot be relied on.
     """
     machine = recipe.launch.machine(machine_rank) if recipe.launch else Machine()
+    if recipe.launch:
+        recipe.launch.refuse_missing()
     download_models(recipe)
     stages = plan(recipe, runs)
     prove_rewards(recipe, [planned.spec.stage for planned in stages if planned.state != "done"])
@@ -175,13 +177,12 @@ def would_start(recipe: Recipe, runs: Path, machine_rank: int) -> Iterator[str]:
     machine = launch.machine(machine_rank) if launch else Machine()
     for planned in plan(recipe, runs):
         artifact, kind = planned.artifact, planned.spec.kind
-        starts = machine.is_main or (is_launched(launch, kind) and not machine.serves)
         if planned.state == "done":
             continue
         if launch and serves(planned, launch, machine):
             for gpus, words in serving.commands(launch, machine, artifact.log.with_suffix("")):
                 yield f"{planned.spec.stage}: CUDA_VISIBLE_DEVICES={gpus} {shlex.join(words)}"
-        if starts:
+        if machine.is_main or (is_launched(launch, kind) and not machine.serves):
             yield f"{planned.spec.stage}: {shlex.join(command(launch, kind, artifact.path, machine))}"
 
 
@@ -233,22 +234,24 @@ def follow_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
 def serve_stage(planned: Planned, launch: Launch, machine: Machine) -> None:
     """On a machine that has nothing but servers of rollouts, until the first one is done with a stage."""
     while attempt := machines.await_start(planned.artifact, machine, None):
-        serve_attempt(planned, launch, machine, attempt)
+        try:
+            serve_attempt(planned, launch, machine, attempt)
+        except (StageFailed, Stopped, ValueError):
+            machines.withdraw(planned.artifact)
+            raise
 
 
 def serve_attempt(planned: Planned, launch: Launch, machine: Machine, attempt: str) -> None:
     """As long as the first machine is at it, have servers if the stage needs any. Raises StageFailed or Stopped."""
     artifact, name = planned.artifact, planned.spec.stage
-    withdraw = partial(machines.withdraw, artifact)
     with (
         servers_of(planned, launch, machine, artifact.path / "logs" / attempt) as servers,
-        stopping(artifact, planned.spec.kind, withdraw) as asked,
+        stopping(artifact, planned.spec.kind, partial(machines.withdraw, artifact)) as asked,
     ):
         if servers:
             say(f"{name}: {len(servers)} servers of rollouts ({artifact.path})")
         died = machines.await_end(artifact, attempt, servers)
     if died:
-        withdraw()
         raise StageFailed(f"stage {name}: {died}")
     if artifact.done or machines.running(artifact):  # it has begun another, since it was lost in this one
         return

@@ -139,6 +139,14 @@ def test_of_slurms_nodes_the_last_ones_serve(beside, monkeypatch, slurm, launch,
         launch.machine(found.count + found.rollout_nodes)
 
 
+def test_where_several_train_servers_are_asked_to_have_machines_of_their_own(beside, monkeypatch):
+    launch = Launch(main_process_ip="10.0.0.1", rollouts=Servers(data_parallel=2))
+    assert launch.machine(0).count == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    with pytest.raises(ValueError, match=r"launch.rollouts: 2 machines train, .* set launch.rollouts.nodes"):
+        launch.machine(0)
+
+
 def test_nodes_that_all_serve_train_nothing(beside, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
     with pytest.raises(ValueError, match="launch.rollouts.nodes: 2 of 2 machines leave none that trains"):

@@ -184,11 +184,11 @@ def test_a_shipped_config_is_one_that_accelerate_reads(file):
 
 def test_deepspeed_is_asked_for_where_it_is_needed_and_not_installed(monkeypatch):
     monkeypatch.setattr("r1lite.launch.find_spec", lambda _: None)
-    assert Launch().machine(0) == Machine(port=29500)
+    Launch().refuse_missing()
     with pytest.raises(
         ValueError, match=r"needs DeepSpeed, which is not installed here; pip install r1lite\[deepspeed\]"
     ):
-        Launch(accelerate="recipes/accelerate/zero2.yaml").machine(0)
+        Launch(accelerate="recipes/accelerate/zero2.yaml").refuse_missing()
 
 
 def test_every_kind_of_stage_is_known_to_train_to_sample_or_to_be_alone():

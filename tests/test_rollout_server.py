@@ -25,9 +25,11 @@ from test_pipeline import r1lite, stage_directory, workers_of
 from test_vllm_engine import PROMPTS, StandIn, assert_has_the_weights_of, change, collect, contents, said
 
 from r1lite import vllm_loop, vllm_servers
-from r1lite.artifacts import RUNNING, Spec
+from r1lite.artifacts import RUNNING, Artifact, Spec
 from r1lite.launch import RANK_LOGS, Launch, Machine, Servers
+from r1lite.machines import announce
 from r1lite.models import load_model
+from r1lite.pipeline import Planned, serve_stage
 from r1lite.ranks import TIMEOUT
 from r1lite.records import read_rows, write_json
 from r1lite.rollout_server import address_towards
@@ -444,3 +446,14 @@ def test_a_machine_that_only_serves_ends_and_fails_with_the_one_that_trains(proj
     assert "resuming from step" in finish(first, 0)
     finish(second, 0)
     assert not servers_of(there)
+
+
+def test_a_machine_with_too_few_gpus_for_its_servers_ends_the_others_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    launch = Launch(rollouts=Servers(nodes=1, data_parallel=4))
+    artifact = Artifact(tmp_path)
+    announce(artifact, "attempt_1", 8)
+    planned = Planned(Spec("r", "zero", "grpo", {}, {}, {"engine": "auto"}), artifact, "run", "")
+    with pytest.raises(ValueError, match="data_parallel = 4 GPUs are more than the 2 of this machine"):
+        serve_stage(planned, launch, Machine(1, 1, "127.0.0.1", 29500, 1))
+    assert not (tmp_path / RUNNING).exists()
