@@ -1,6 +1,5 @@
 """On several NVIDIA GPUs with vLLM: servers of rollouts sample from the weights that they are handed, by NCCL."""
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,12 +29,7 @@ def test_servers_follow_the_model_by_its_weights(tmp_path, monkeypatch, tensor_p
     eos = end_tokens(model.generation_config, load_tokenizer(BASE))
     with ExitStack() as stack:
         stack.enter_context(serving(launch, Machine(), tmp_path))
-        try:
-            vllm = VLLMServers(Path(BASE), eos, 128, 0, "float32")
-        except RuntimeError:
-            for log in tmp_path.glob("*.log"):
-                print(log.read_text()[-6000:])
-            raise
+        vllm = VLLMServers(Path(BASE), eos, 128, 0, "float32")
         stack.callback(vllm.close)
         vllm.sync(model)
         prove_sync(vllm, model, PROMPTS, 1.0, 8)
@@ -50,4 +44,3 @@ def test_servers_follow_the_model_by_its_weights(tmp_path, monkeypatch, tensor_p
         prove_sync(vllm, model, PROMPTS, 1.0, 8)
         assert difference(vllm, model) < 0.01
         assert difference(vllm, model, prompts=[[7, 8, 9 + index % 30] for index in range(1300)], n=1) < 0.01
-    assert os.listdir(tmp_path)
