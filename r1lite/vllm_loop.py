@@ -35,7 +35,7 @@ class Call:
     left: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Running:
     """A sample that vLLM is at: whose, the index of its request, its prompt's tokens, and its row of log-probs."""
 
