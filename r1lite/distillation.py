@@ -22,7 +22,7 @@ from r1lite.prompts import render
 from r1lite.records import Problem, Rollout
 from r1lite.rollouts import EngineRollouts, Sampled, check_prompts, rollout_engine, train_from_engine
 from r1lite.schedule import schedule
-from r1lite.sharding import size_of, zero_stage
+from r1lite.sharding import total_size, zero_stage
 from r1lite.training import training_arguments
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def train_distill(config: "Config", stage: "Stage") -> dict[str, Any]:
     trainer.engine = rollout_engine(config, arguments, path, model, tokenizer, longest)
     facts = train_from_engine(trainer, stage, "on-policy distillation")
     sizes = {"teacher": trainer.teacher_model, "student": model}
-    return facts | {f"{name}_parameters": sum(map(size_of, sized.parameters())) for name, sized in sizes.items()}
+    return facts | {f"{name}_parameters": total_size(sized) for name, sized in sizes.items()}
 
 
 class StudentTrainer(EngineRollouts, DistillationTrainer):  # type: ignore[misc]

@@ -119,6 +119,7 @@ class Launch(Strict):
                 f"accelerate: {file} must state distributed_type: {WHOLE}, with the whole model on each GPU, {SHARED} "
                 f"or {ZERO}; others have not been proven with r1lite; got {kind!r}"
             )
+            return
         section, stated, example = STATED.get(kind, ("", {}, ""))
         given = settings.get(section)
         given = given if isinstance(given, dict) else {}

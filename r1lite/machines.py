@@ -7,10 +7,9 @@ and everyone ends. Training itself needs none of this: its processes find one an
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from subprocess import Popen
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 from r1lite.artifacts import RUNNING, STOP, Artifact
@@ -18,6 +17,7 @@ from r1lite.launch import Machine
 from r1lite.observe import say
 from r1lite.records import write_json
 from r1lite.serving import who_ended
+from r1lite.watchdog import ending_when
 
 SECONDS = 1.0  # between two looks at the file
 
@@ -61,29 +61,17 @@ def await_start(artifact: Artifact, machine: Machine, processes: int | None) -> 
     return None
 
 
-@contextmanager
-def ending_with_the_others(artifact: Artifact, worker: "Popen[str]", by_itself: bool) -> Iterator[Event]:
-    """Kill this machine's processes where another has ended before it was done; yields what is set then.
+def ending_with_the_others(artifact: Artifact, worker: "Popen[str]", by_itself: bool) -> AbstractContextManager[Event]:
+    """Kill this machine's processes where another has ended before it was done; what it gives is set then.
 
     Not where all were asked to end and do so by themselves, as those that train do.
     """
-    over, withdrawn = Event(), Event()
 
-    def watch() -> None:
-        while not over.wait(SECONDS):
-            asked = by_itself and (artifact.path / STOP).exists()
-            if not ((artifact.path / RUNNING).exists() or asked or artifact.done):
-                withdrawn.set()
-                worker.kill()
-                return
+    def over() -> bool:
+        asked = by_itself and (artifact.path / STOP).exists()
+        return not ((artifact.path / RUNNING).exists() or asked or artifact.done)
 
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield withdrawn
-    finally:
-        over.set()
-        watcher.join()
+    return ending_when(over, worker, SECONDS)
 
 
 def await_end(artifact: Artifact, attempt: str, servers: list["Popen[str]"]) -> str:

@@ -9,13 +9,14 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 
 from r1lite.artifacts import Spec
 from r1lite.launch import TOLD, Launch, Machine, gpu_names, package_path
 from r1lite.pool import end_with_parent
+from r1lite.watchdog import ending_when
 
 SERVERS = "R1LITE_ROLLOUT_SERVERS"  # what a trainer's processes are told of them
 TOKEN = "token"  # the file of an attempt that has what opens them
@@ -109,22 +110,8 @@ def who_ended(servers: list["subprocess.Popen[str]"]) -> str:
     return ""
 
 
-@contextmanager
-def ending_with_servers(servers: list["subprocess.Popen[str]"], worker: "subprocess.Popen[str]") -> Iterator[Event]:
-    """Kill a trainer whose server has ended, for which it would wait; yields what is set then."""
-    over, died = Event(), Event()
-
-    def watch() -> None:
-        while not over.wait(SECONDS):
-            if who_ended(servers):
-                died.set()
-                worker.kill()
-                return
-
-    watcher = Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield died
-    finally:
-        over.set()
-        watcher.join()
+def ending_with_servers(
+    servers: list["subprocess.Popen[str]"], worker: "subprocess.Popen[str]"
+) -> AbstractContextManager[Event]:
+    """Kill a trainer whose server has ended, for which it would wait; what it gives is set then."""
+    return ending_when(lambda: who_ended(servers) != "", worker, SECONDS)

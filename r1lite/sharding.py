@@ -4,6 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
 
@@ -38,6 +40,15 @@ def whole(weight: "torch.Tensor") -> "torch.Tensor":
 def size_of(weight: "torch.Tensor") -> int:
     """Numbers in all of a weight."""
     return int(weight.ds_numel if hasattr(weight, "ds_numel") else weight.numel())
+
+
+def total_size(model: Any) -> int:
+    return sum(map(size_of, model.parameters()))
+
+
+def named_weights(model: Any) -> "Iterator[tuple[str, torch.Tensor]]":
+    """All of each weight, one after the other."""
+    return ((name, whole(weight)) for name, weight in model.named_parameters())
 
 
 def settle_deepspeed(plugin: Any) -> None:

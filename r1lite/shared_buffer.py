@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from r1lite.sharding import size_of
+
 BYTES = 2**29  # or the largest weight's
 # A weight in the buffer: its name, type, shape and where it begins.
 Place = tuple[str, str, list[int], int]
@@ -22,6 +24,12 @@ class Buffer:
 
     bytes: torch.Tensor
     handle: dict[str, Any]
+
+
+def size_for(model: Any, dtype: torch.dtype) -> int:
+    """The bytes of a buffer through which a model's weights are handed over as a type."""
+    largest: int = max(map(size_of, model.parameters())) * dtype.itemsize
+    return max(BYTES, largest)
 
 
 def make_buffer(size: int, device: torch.device) -> Buffer:

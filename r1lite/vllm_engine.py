@@ -9,8 +9,8 @@ import torch
 
 from r1lite.engines import Finished, Sampling
 from r1lite.observe import say
-from r1lite.sharding import size_of, whole
-from r1lite.shared_buffer import BYTES, Buffer, fill, make_buffer
+from r1lite.sharding import named_weights
+from r1lite.shared_buffer import Buffer, fill, make_buffer, size_for
 from r1lite.vllm_process import generate, send, start, visible_gpus, wait
 
 
@@ -61,11 +61,9 @@ class VLLMEngine:
     def sync(self, model: Any) -> None:
         self.wake()
         if self.buffer is None:
-            largest = max(map(size_of, model.parameters())) * self.dtype.itemsize
-            self.buffer = make_buffer(max(BYTES, largest), model.device)
+            self.buffer = make_buffer(size_for(model, self.dtype), model.device)
             self.ask("open", **self.buffer.handle)
-        weights = ((name, whole(parameter)) for name, parameter in model.named_parameters())
-        for layout in fill(self.buffer.bytes, weights, self.dtype):
+        for layout in fill(self.buffer.bytes, named_weights(model), self.dtype):
             if model.device.type == "cuda":
                 torch.cuda.synchronize()
             self.ask("load", layout=layout)

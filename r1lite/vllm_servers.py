@@ -22,8 +22,8 @@ from r1lite.memory import WHOLE_GPU
 from r1lite.observe import say
 from r1lite.ranks import from_main, is_main, rank, timeout, wait_for_all, world_size
 from r1lite.serving import SERVERS, TOKEN, address_files
-from r1lite.sharding import size_of, whole
-from r1lite.shared_buffer import BYTES, end_of, fill
+from r1lite.sharding import named_weights
+from r1lite.shared_buffer import end_of, fill, size_for
 from r1lite.vllm_process import first_order, generate, send, wait
 from r1lite.weight_group import broadcast, join
 
@@ -87,22 +87,25 @@ class VLLMServers:
         yield from generate(self.mine, prompts, n, sampling)
 
     def sync(self, model: Any) -> None:
-        weights = ((name, whole(parameter)) for name, parameter in model.named_parameters())
         if is_main():
-            self.hand_over(weights, model)
+            self.hand_over(model)
         else:  # it has a part of each
-            for _ in weights:
+            for _ in named_weights(model):
                 pass
         wait_for_all()  # or another would sample from the old ones
 
-    def hand_over(self, weights: Iterator[tuple[str, torch.Tensor]], model: Any) -> None:
+    @property
+    def ranks(self) -> int:
+        """Of the group in which the servers' GPUs get the weights; this process is its first."""
+        return 1 + self.gpus_each * len(self.all)
+
+    def hand_over(self, model: Any) -> None:
         if self.buffer is None:
-            largest = max(map(size_of, model.parameters())) * self.dtype.itemsize
-            self.buffer = torch.empty(max(BYTES, largest), dtype=torch.uint8, device=model.device)
-            self.group = join(0, 1 + self.gpus_each * len(self.all), model.device, self.invite)
+            self.buffer = torch.empty(size_for(model, self.dtype), dtype=torch.uint8, device=model.device)
+            self.group = join(0, self.ranks, model.device, self.invite)
             for server in self.all:
                 wait(server)
-        for layout in fill(self.buffer, weights, self.dtype):
+        for layout in fill(self.buffer, named_weights(model), self.dtype):
             for server in self.all:
                 send(server, {"do": "load", "layout": layout})
             broadcast(self.group, self.buffer[: end_of(layout)])
@@ -110,12 +113,11 @@ class VLLMServers:
                 wait(server)
 
     def invite(self, group_id: bytes) -> bytes:
-        """Have all servers' GPUs join the group in which they get the weights; this process is the first."""
+        """Have all servers' GPUs join the group."""
         assert self.buffer is not None
-        how = {"id": base64.b64encode(group_id).decode(), "size": len(self.buffer)}
-        ranks = 1 + self.gpus_each * len(self.all)
+        how = {"id": base64.b64encode(group_id).decode(), "size": len(self.buffer), "ranks": self.ranks}
         for place, server in enumerate(self.all):
-            send(server, {"do": "join", "first": 1 + place * self.gpus_each, "ranks": ranks, **how})
+            send(server, {"do": "join", "first": 1 + place * self.gpus_each, **how})
         return group_id
 
     def weight_sums(self) -> list[tuple[float, float]]:

@@ -1,11 +1,12 @@
-"""A limit on what takes seconds where all is well, and hangs for ever where it is not."""
+"""The end of what would go on for ever: a phase that hangs, and a process for which there is nothing left to do."""
 
 import faulthandler
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Timer
+from subprocess import Popen
+from threading import Event, Thread, Timer
 
 from r1lite.observe import say
 from r1lite.ranks import rank
@@ -34,3 +35,24 @@ def watched(phase: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def ending_when(over: Callable[[], bool], worker: "Popen[str]", seconds: float) -> Iterator[Event]:
+    """Kill a process once something is so, of which a look is had every so many seconds; yields what is set then."""
+    left, happened = Event(), Event()
+
+    def watch() -> None:
+        while not left.wait(seconds):
+            if over():
+                happened.set()
+                worker.kill()
+                return
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield happened
+    finally:
+        left.set()
+        watcher.join()

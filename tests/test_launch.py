@@ -149,6 +149,7 @@ def zero(*absent, **changes):
             "must state fsdp_config.fsdp_version: 2, as recipes/accelerate/fsdp2.yaml does; got None",
         ),
         ("- 1", "got None"),
+        ("distributed_type: [FSDP]", "others have not been proven with r1lite; got ['FSDP']"),
         (zero(None), "must state deepspeed_config.zero_stage: 2 or 3, as recipes/accelerate/zero3.yaml does; got None"),
         (
             zero(zero_stage=1),

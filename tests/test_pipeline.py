@@ -230,8 +230,8 @@ def run(project: Path, *options: str) -> subprocess.CompletedProcess:
     )
 
 
-def workers_of(project: Path) -> list[int]:
-    """Processes whose command line names this project's runs."""
+def workers_of(project: Path, module: str = "") -> list[int]:
+    """Processes whose command line names this project's runs, and a module."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -239,7 +239,7 @@ def workers_of(project: Path) -> list[int]:
                 command = (entry / "cmdline").read_bytes().decode()
             except OSError:
                 continue
-            if str(project / "runs") in command:
+            if str(project / "runs") in command and module in command:
                 found.append(int(entry.name))
     return found
 

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -20,11 +19,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from test_fleet import wait_until
-from test_launch import finish, until
-from test_pipeline import r1lite, stage_directory, workers_of
+from test_launch import finish, start, until
+from test_pipeline import stage_directory, workers_of
 from test_vllm_engine import PROMPTS, StandIn, assert_has_the_weights_of, change, collect, contents, said
 
-from r1lite import vllm_loop, vllm_servers
+from r1lite import shared_buffer, vllm_loop, vllm_servers
 from r1lite.artifacts import RUNNING, Artifact, Spec
 from r1lite.launch import RANK_LOGS, Launch, Machine, Servers
 from r1lite.machines import announce
@@ -244,7 +243,7 @@ def test_all_servers_get_the_trainers_weights(servers, model, toy_model):
 
 
 def test_weights_come_in_as_many_parts_as_the_buffer_needs(servers, model, toy_model, monkeypatch):
-    monkeypatch.setattr(vllm_servers, "BYTES", 1)
+    monkeypatch.setattr(shared_buffer, "BYTES", 1)
     engine = servers.start(toy_model)
     change(model)
     engine.sync(model)
@@ -329,7 +328,7 @@ def test_a_server_at_work_says_so_though_nothing_ends(servers, monkeypatch):
     """Otherwise long completions would look like a server that hangs."""
     said_ = []
 
-    def steps(_):
+    def step():
         loop.steps += 1
         return [
             SimpleNamespace(
@@ -343,7 +342,7 @@ def test_a_server_at_work_says_so_though_nothing_ends(servers, monkeypatch):
     monkeypatch.setattr(vllm_loop, "tell", lambda results, line: said_.append((results, line)))
     loop = vllm_loop.Loop.__new__(vllm_loop.Loop)
     loop.rows, loop.ended, loop.records, loop.wants_logprobs, loop.steps, loop.last = [], [], False, False, 0, 0.0
-    loop.llm = SimpleNamespace(llm_engine=SimpleNamespace(step=lambda: steps(None)))
+    loop.llm = SimpleNamespace(llm_engine=SimpleNamespace(step=step))
     loop.running = {"7": vllm_loop.Running(vllm_loop.Call("who", 1), 0, 2, 0)}
     while loop.running:
         loop.step()
@@ -380,22 +379,8 @@ def project(tmp_path, toy_model, monkeypatch):
     return write
 
 
-def start(project: Path, *options: str) -> "subprocess.Popen[str]":
-    full = r1lite(project, "run", str(project / "recipe.yaml"), *options)
-    return subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def servers_of(project: Path) -> list[int]:
-    """The processes of servers that run for this project."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes()
-        except OSError:
-            continue
-        if b"r1lite.rollout_server" in words and str(project).encode() in words:
-            found.append(int(path.parent.name))
-    return found
+    return workers_of(project, "r1lite.rollout_server")
 
 
 def attempts(project: Path) -> Path:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_fleet import alive, wait_until
 
-from r1lite import vllm_engine, vllm_process
+from r1lite import shared_buffer, vllm_engine, vllm_process
 from r1lite.engines import Sampling, weight_sums
 from r1lite.models import load_model
 from r1lite.sync_proof import prove_sync
@@ -389,12 +389,12 @@ def assert_has_the_weights_of(engine, model, vllm):
     assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("size", [vllm_engine.BYTES, 1, 5000])
+@pytest.mark.parametrize("size", [shared_buffer.BYTES, 1, 5000])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_sync_hands_over_the_trainers_weights_however_many_parts_it_takes(
     vllm, model, toy_model, monkeypatch, dtype, size
 ):
-    monkeypatch.setattr(vllm_engine, "BYTES", size)
+    monkeypatch.setattr(shared_buffer, "BYTES", size)
     engine = vllm.start(toy_model, dtype)
     for syncs in (1, 2, 3):
         change(model)

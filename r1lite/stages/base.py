@@ -62,7 +62,7 @@ class Config(StageConfig):
 def run(config: Config, stage: "Stage") -> dict[str, Any]:
     from transformers import DataCollatorForLanguageModeling, Qwen3Config, Qwen3ForCausalLM, Trainer, set_seed
 
-    from r1lite.sharding import size_of
+    from r1lite.sharding import total_size
     from r1lite.training import StageCallback, training_arguments
 
     modules = [load_module(writer.use.rpartition(":")[0]) for writer in config.corpus]
@@ -90,7 +90,7 @@ def run(config: Config, stage: "Stage") -> dict[str, Any]:
         callbacks=[callback],
     )
     callback.train(trainer, "pre-training")
-    return {"parameters": sum(map(size_of, model.parameters())), "steps": steps, "loss": callback.last.get("loss")}
+    return {"parameters": total_size(model), "steps": steps, "loss": callback.last.get("loss")}
 
 
 def build_tokenizer(tokens: list[str]) -> Any:

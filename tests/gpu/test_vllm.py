@@ -65,8 +65,8 @@ def test_logprobs_are_kept_apart_where_more_requests_come_than_run_at_once(engin
     assert difference(*engine, prompts=[[7, 8, 9 + index % 30] for index in range(1300)], n=1) < 0.01
 
 
-def test_sync_hands_over_the_weights(engine):
-    vllm, model = engine
+def assert_follows(vllm, model):
+    """A sync hands over the weights, and a proof tells that there was none."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -76,6 +76,10 @@ def test_sync_hands_over_the_weights(engine):
     vllm.sync(model)
     prove_sync(vllm, model, PROMPTS, 1.0, 8)
     assert difference(vllm, model) < 0.01
+
+
+def test_sync_hands_over_the_weights(engine):
+    assert_follows(*engine)
 
 
 def test_an_engine_that_sleeps_gives_its_memory_back(engine):
